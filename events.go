@@ -1,0 +1,235 @@
+package resilience
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Event is one thing that happened on the road, for logs and metrics. It holds no personal data: operation names come
+// from the program, keys appear as a hash, causes are words from a closed set.
+type Event struct {
+	Kind      EventKind
+	Time      time.Time
+	Layer     string
+	Operation string
+	// KeyHash is a short hash of the idempotency key, the same for the same key; empty when the event is not about a key.
+	KeyHash string
+	// LetterID names the dead letter that the event is about.
+	LetterID string
+	// From and To are states, in events about a change.
+	From, To string
+	// StatusCode of the answer that the event is about; 0: none.
+	StatusCode int
+	// Attempt counts from 1 where the event is about one attempt.
+	Attempt int
+	// Duration is how long the thing took or waited, or how long it will last.
+	Duration time.Duration
+	// Cause is why, as one word: "timeout", "canceled", "status", "transport", "panic", "full", "open", "closed" and so on.
+	Cause string
+	// Count is a number that belongs to the kind: callbacks dropped, letters waiting.
+	Count int
+}
+
+// EventKind names what happened. The set is closed: metrics may use it as a label.
+type EventKind string
+
+// The kinds of events, each "layer.what". See the layer for when it fires.
+const (
+	EventCircuitOpen     EventKind = "circuit.open"
+	EventCircuitHalfOpen EventKind = "circuit.half_open"
+	EventCircuitClose    EventKind = "circuit.close"
+	EventCircuitReset    EventKind = "circuit.reset"
+	EventCircuitExceeded EventKind = "circuit.exceeded" // metrics only: it would have opened
+
+	EventSlotRejected  EventKind = "slot.rejected"
+	EventSlotAbandoned EventKind = "slot.abandoned" // the caller is gone, the work is not
+	EventSlotReturned  EventKind = "slot.returned"  // abandoned work has ended at last
+
+	EventTimeout      EventKind = "timeout.fired"
+	EventAttemptLate  EventKind = "timeout.late"
+	EventRetry        EventKind = "retry.scheduled"
+	EventRetryRefused EventKind = "retry.refused" // for lack of retry budget
+	EventThrottled    EventKind = "retry.throttled"
+
+	EventFallbackServed EventKind = "fallback.served"
+	EventFallbackFailed EventKind = "fallback.failed"
+	EventRefresh        EventKind = "fallback.refreshed"
+
+	EventKeyChanged  EventKind = "key.changed"
+	EventKeyReplayed EventKind = "key.replayed"
+	EventKeyJoined   EventKind = "key.joined"
+	EventKeyReused   EventKind = "key.reused"
+	EventKeyDisputed EventKind = "key.disputed"
+	EventLookup      EventKind = "key.lookup"
+	EventStoreFailed EventKind = "key.store_failed"
+
+	EventLetterAdded    EventKind = "letter.added"
+	EventLetterRefused  EventKind = "letter.refused"
+	EventLetterDropped  EventKind = "letter.dropped"
+	EventLetterRedriven EventKind = "letter.redriven"
+	EventLetterDone     EventKind = "letter.done"
+	EventLetterParked   EventKind = "letter.parked"
+	EventLetterDeleted  EventKind = "letter.deleted"
+	EventRedrivePaused  EventKind = "letter.redrive_paused"
+
+	EventHealthChanged EventKind = "health.changed"
+	EventEventsDropped EventKind = "events.dropped"
+	EventPanic         EventKind = "panic"
+)
+
+// maxQueuedEvents bounds the events that wait for slow listeners; the oldest are dropped and counted.
+const maxQueuedEvents = 1024
+
+// events delivers what one layer has to say, in order, on a goroutine that lives only while there is something to
+// deliver. Nothing waits for a listener. The zero value is ready; it costs nothing while nobody listens.
+type events struct {
+	layer     string
+	listeners []func(Event) // set before use
+
+	mu      sync.Mutex
+	queue   []delivery
+	running bool
+	idle    chan struct{} // closed when the queue has run dry; nil: nobody waits for it
+	dropped int           // since the last report
+	total   DeliveryStats
+}
+
+// delivery is an event, or a callback that must not be dropped.
+type delivery struct {
+	event    Event
+	callback func()
+}
+
+// DeliveryStats counts what became of events and callbacks.
+type DeliveryStats struct {
+	Dropped uint64 // events not delivered because listeners were too slow
+	Panics  uint64 // listeners and callbacks that panicked
+}
+
+func newEvents(layer string, listener func(Event)) *events {
+	e := &events{layer: layer}
+	e.listen(listener)
+	return e
+}
+
+// listen adds a listener. It must be called before the layer is used.
+func (e *events) listen(listener func(Event)) {
+	if listener != nil {
+		e.listeners = append(e.listeners, listener)
+	}
+}
+
+// emit queues an event; it may be called with locks held.
+func (e *events) emit(ev Event) {
+	if len(e.listeners) == 0 {
+		return
+	}
+	ev.Layer, ev.Time = e.layer, time.Now()
+	e.push(delivery{event: ev})
+}
+
+// call queues a callback; it may be called with locks held. Callbacks are never dropped: their number is bounded by what
+// they report.
+func (e *events) call(f func()) { e.push(delivery{callback: f}) }
+
+func (e *events) push(d delivery) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d.callback == nil && len(e.queue) >= maxQueuedEvents {
+		e.dropOldest()
+	}
+	e.queue = append(e.queue, d)
+	if !e.running {
+		e.running = true
+		go e.deliver()
+	}
+}
+
+func (e *events) dropOldest() {
+	for i, d := range e.queue {
+		if d.callback == nil {
+			e.queue = append(e.queue[:i], e.queue[i+1:]...)
+			e.dropped++
+			e.total.Dropped++
+			return
+		}
+	}
+}
+
+func (e *events) deliver() {
+	for {
+		e.mu.Lock()
+		if len(e.queue) == 0 && e.dropped == 0 {
+			e.running, e.queue = false, nil
+			if e.idle != nil {
+				close(e.idle)
+				e.idle = nil
+			}
+			e.mu.Unlock()
+			return
+		}
+		batch, dropped := e.queue, e.dropped
+		e.queue, e.dropped = nil, 0
+		e.mu.Unlock()
+		if dropped > 0 {
+			e.tell(Event{Kind: EventEventsDropped, Layer: e.layer, Time: time.Now(), Count: dropped})
+		}
+		for _, d := range batch {
+			if d.callback != nil {
+				e.guard(d.callback)
+				continue
+			}
+			e.tell(d.event)
+		}
+	}
+}
+
+func (e *events) tell(ev Event) {
+	for _, listener := range e.listeners {
+		e.guard(func() { listener(ev) })
+	}
+}
+
+// guard runs a listener in a goroutine of its own, so that one that panics or calls Goexit takes nobody with it.
+func (e *events) guard(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if v := recover(); v != nil {
+				e.mu.Lock()
+				e.total.Panics++
+				e.mu.Unlock()
+			}
+		}()
+		f()
+	}()
+	<-done
+}
+
+// drain waits until everything queued so far is delivered, or ctx ends.
+func (e *events) drain(ctx context.Context) error {
+	e.mu.Lock()
+	if !e.running {
+		e.mu.Unlock()
+		return nil
+	}
+	if e.idle == nil {
+		e.idle = make(chan struct{})
+	}
+	idle := e.idle
+	e.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (e *events) stats() DeliveryStats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.total
+}

@@ -1,0 +1,4 @@
+package resilience
+
+// flight is one execution of a call that must happen once.
+type flight struct{}

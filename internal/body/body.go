@@ -1,0 +1,201 @@
+// Package body reads request and response bodies once and hands them out as often as needed.
+package body
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+// ErrTooLarge says that a response body is larger than the limit.
+var ErrTooLarge = errors.New("body too large")
+
+// ErrSpent says that a body that could not be held in memory has been sent once already.
+var ErrSpent = errors.New("the request body is larger than what is kept, and was sent already")
+
+// Payload is a request body. It is safe for concurrent use. A nil Payload is no body.
+type Payload struct {
+	data []byte
+
+	// What did not fit, or could not be read: such a body can be sent once.
+	rest  io.Reader
+	spent atomic.Bool
+
+	holders atomic.Int32
+	once    sync.Once
+	source  io.Closer
+}
+
+// Read takes rc into memory, up to limit bytes. It closes rc as soon as it has all of it, and otherwise when the last
+// holder releases the payload; the caller of Read is the first. size is the Content-Length, or -1. limit < 0: no limit.
+func Read(rc io.ReadCloser, size, limit int64) *Payload {
+	if rc == nil || rc == http.NoBody {
+		return nil
+	}
+	p := &Payload{source: rc}
+	p.holders.Store(1)
+	var src io.Reader = rc
+	if limit >= 0 {
+		src = io.LimitReader(rc, limit+1)
+	}
+	data, err := readAll(src, size, limit)
+	switch {
+	case err != nil:
+		p.data, p.rest = data, failing{err}
+	case limit >= 0 && int64(len(data)) > limit:
+		p.data, p.rest = data, rc
+	default:
+		p.data = data
+		p.close()
+	}
+	return p
+}
+
+// Of is a payload that is in memory already; b must not change afterwards. Empty b is no body.
+func Of(b []byte) *Payload {
+	if len(b) == 0 {
+		return nil
+	}
+	return &Payload{data: b}
+}
+
+func readAll(r io.Reader, size, limit int64) ([]byte, error) {
+	var buf bytes.Buffer
+	if size > 0 && (limit < 0 || size <= limit) && size < 1<<26 {
+		buf.Grow(int(size) + bytes.MinRead)
+	}
+	_, err := buf.ReadFrom(r)
+	return buf.Bytes(), err
+}
+
+// Bytes returns the body, and whether that is all of it. The caller must not change it.
+func (p *Payload) Bytes() (b []byte, whole bool) {
+	if p == nil {
+		return nil, true
+	}
+	return p.data, p.rest == nil
+}
+
+// Open returns the body for one send, a function that returns it again, and its length (-1: unknown). A body that is not
+// whole can be opened once.
+func (p *Payload) Open() (rc io.ReadCloser, again func() (io.ReadCloser, error), size int64, err error) {
+	if p.rest == nil {
+		again = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p.data)), nil }
+		rc, _ = again()
+		return rc, again, int64(len(p.data)), nil
+	}
+	if p.spent.Swap(true) {
+		return nil, nil, 0, ErrSpent
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(p.data), p.rest), closer(p.close)}, nil, -1, nil
+}
+
+// Hold says that somebody else needs the body as well, until they release it.
+func (p *Payload) Hold() {
+	if p != nil {
+		p.holders.Add(1)
+	}
+}
+
+// Release closes the source when the last holder lets go.
+func (p *Payload) Release() {
+	if p != nil && p.holders.Add(-1) == 0 {
+		p.close()
+	}
+}
+
+func (p *Payload) close() {
+	if p.source == nil {
+		return
+	}
+	p.once.Do(func() { _ = p.source.Close() }) // a request body that fails to close changes nothing for anybody
+}
+
+type closer func()
+
+func (c closer) Close() error { c(); return nil }
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// Held is a response body in memory.
+type Held struct {
+	bytes.Reader
+	data []byte
+}
+
+// NewHeld returns a body that reads b, which must not change afterwards.
+func NewHeld(b []byte) *Held {
+	h := &Held{data: b}
+	h.Reset(b)
+	return h
+}
+
+// Close does nothing: the exchange is over.
+func (h *Held) Close() error { return nil }
+
+// Bytes returns the whole body, also after it was read. The caller must not change it.
+func (h *Held) Bytes() []byte { return h.data }
+
+// InMemory reports whether the body of resp was held already.
+func InMemory(resp *http.Response) bool {
+	_, ok := resp.Body.(*Held)
+	return ok
+}
+
+// BytesOf returns the body of a response that was held; ok is false for any other.
+func BytesOf(resp *http.Response) (b []byte, ok bool) {
+	h, ok := resp.Body.(*Held)
+	if !ok {
+		return nil, false
+	}
+	return h.data, true
+}
+
+// Hold reads the whole body of resp, closes it and puts a copy in memory in its place. limit < 0 means no limit. On an
+// error the body is closed and resp must not be used further.
+func Hold(resp *http.Response, limit int64) error {
+	if resp.Body == nil || resp.Body == http.NoBody {
+		resp.Body = NewHeld(nil)
+		return nil
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or failed already
+	var src io.Reader = resp.Body
+	if limit >= 0 {
+		src = io.LimitReader(resp.Body, limit+1)
+	}
+	data, err := readAll(src, resp.ContentLength, limit)
+	if err != nil {
+		return err
+	}
+	if limit >= 0 && int64(len(data)) > limit {
+		return ErrTooLarge
+	}
+	resp.Body = NewHeld(data)
+	return nil
+}
+
+// IsStream reports whether an answer must be passed on as it comes.
+func IsStream(resp *http.Response) bool {
+	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return err == nil && kind == "text/event-stream"
+}
+
+// Copy returns resp for another reader: same status, its own headers, its own place in the body. resp must be held.
+func Copy(resp *http.Response) *http.Response {
+	c := *resp
+	c.Header = resp.Header.Clone()
+	c.Trailer = resp.Trailer.Clone()
+	if h, ok := resp.Body.(*Held); ok {
+		c.Body = NewHeld(h.data)
+	}
+	return &c
+}

@@ -1,0 +1,602 @@
+package resilience
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// trip is what the layers share about one call while it is on the road. The first layer that sees a request makes it, the
+// context carries it on, so layers find it again behind a transport that is not ours. Its fields do not change after
+// [enter]; a flight travels on a copy.
+type trip struct {
+	call    Call
+	key     string    // idempotency key: named by the caller, or made by the claim; "" for reads
+	named   bool      // the caller named the key
+	expiry  time.Time // no redrive after
+	payload *body.Payload
+	url     *url.URL // of the request the trip was made for
+	method  string
+
+	stack  *Stack  // the stack whose road this is; nil for layers used alone
+	outer  *trip   // the trip inside which this one was started, for nested use
+	flight *flight // set below the claim, for a call that must happen once
+
+	letter string // id of the letter that this trip redrives
+}
+
+type tripKey struct{}
+
+func tripOf(ctx context.Context) *trip {
+	t, _ := ctx.Value(tripKey{}).(*trip)
+	return t
+}
+
+// isFor tells a request that went through a foreign transport between two layers from another request that somebody
+// makes while serving this one.
+func (t *trip) isFor(req *http.Request) bool {
+	return t.method == req.Method && (t.url == req.URL || t.url.String() == req.URL.String())
+}
+
+// leg is one stretch of the road: a layer around the next one, or the wire at its end.
+type leg interface {
+	http.RoundTripper
+	travel(t *trip, req *http.Request) (*http.Response, error)
+}
+
+// door is what Wrap of every layer returns: the layer's own function in front of the next leg.
+type door struct {
+	next leg
+	pass func(t *trip, req *http.Request, next leg) (*http.Response, error)
+}
+
+func newDoor(next http.RoundTripper, pass func(*trip, *http.Request, leg) (*http.Response, error)) *door {
+	return &door{next: legOf(next), pass: pass}
+}
+
+func (d *door) travel(t *trip, req *http.Request) (*http.Response, error) {
+	return d.pass(t, req, d.next)
+}
+
+func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
+	return enter(req, d, entry{})
+}
+
+// CloseIdleConnections lets http.Client.CloseIdleConnections reach the transport.
+func (d *door) CloseIdleConnections() { closeIdle(d.next) }
+
+func closeIdle(rt http.RoundTripper) {
+	if c, ok := rt.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// legOf makes a leg of any transport; nil is a fresh HTTP/1.1 transport, over which "nothing was written" can be proven.
+func legOf(next http.RoundTripper) leg {
+	if l, ok := next.(leg); ok {
+		return l
+	}
+	if next == nil {
+		next = newTransport()
+	}
+	return &wire{base: next}
+}
+
+func newTransport() *http.Transport {
+	tr := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // documented to be one
+	tr.Protocols = new(http.Protocols)
+	tr.Protocols.SetHTTP1(true)
+	tr.ForceAttemptHTTP2 = false
+	tr.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	tr.IdleConnTimeout = 30 * time.Second
+	tr.MaxIdleConnsPerHost = 32
+	return tr
+}
+
+// entry is what a stack adds to the way in; the zero entry serves a layer used alone.
+type entry struct {
+	stack    *Stack
+	describe func(*http.Request) Call
+	maxBody  int64
+}
+
+// enter makes the trip for a request that comes from outside and sends it down l. It reads the request body once, and
+// never changes the caller's request.
+func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
+	ctx := req.Context()
+	outer := tripOf(ctx)
+	if outer != nil && e.stack == nil && outer.isFor(req) {
+		return l.travel(outer, req)
+	}
+	t := &trip{url: req.URL, method: req.Method, stack: e.stack, outer: outer}
+	if err := t.describe(ctx, req, e.describe); err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	if e.maxBody == 0 {
+		e.maxBody = defaultMaxRequestBytes
+	}
+	t.payload = body.Read(req.Body, req.ContentLength, e.maxBody)
+	defer t.payload.Release()
+
+	ctx, stop := watchCancel(context.WithValue(ctx, tripKey{}, t), req)
+	defer stop()
+	inner := req.WithContext(ctx)
+	inner.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
+	inner.Body, inner.GetBody = nil, nil
+	if key, ok := headerKey(req.Header); ok {
+		inner.Header = req.Header.Clone()
+		for _, name := range keyHeaders {
+			inner.Header.Del(name)
+		}
+		if !t.named {
+			t.key, t.named = key, true
+		}
+	}
+	if err := t.checkKey(); err != nil {
+		return nil, err
+	}
+	resp, err := l.travel(t, inner)
+	if resp != nil {
+		resp.Request = req
+	}
+	return resp, err
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		_ = req.Body.Close() // nobody could do anything about it
+	}
+}
+
+// describe resolves the call of a trip. A describe function that panics refuses the call rather than guess its effect.
+func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*http.Request) Call) (err error) {
+	o := overridesOf(ctx)
+	var c Call
+	if describe != nil {
+		defer func() {
+			if v := recover(); v != nil {
+				err = &Error{Layer: "stack", Err: fmt.Errorf("describe panicked: %T", v), verdict: refused}
+			}
+		}()
+		c = describe(req)
+	}
+	t.call = c.merge(o.call).resolve(methodOf(req), effectOf(req.Method))
+	t.key, t.named, t.expiry = o.key, o.named, o.expiry
+	return nil
+}
+
+func methodOf(req *http.Request) string {
+	if req.Method == "" {
+		return http.MethodGet
+	}
+	return req.Method
+}
+
+// net/http's transport sends a POST again by itself when one of these is set, so they must never go down. A key that a
+// caller put there is taken as the key of the call.
+var keyHeaders = [...]string{"Idempotency-Key", "X-Idempotency-Key"}
+
+func headerKey(h http.Header) (string, bool) {
+	for _, name := range keyHeaders {
+		if values, ok := h[name]; ok {
+			if len(values) == 0 {
+				return "", false
+			}
+			return values[0], true
+		}
+	}
+	return "", false
+}
+
+func (t *trip) checkKey() error {
+	if !t.named {
+		return nil
+	}
+	why := ""
+	switch {
+	case t.key == "":
+		why = "it is empty"
+	case len(t.key) > 255:
+		why = fmt.Sprintf("it has %d bytes, 1 to 255 are allowed", len(t.key))
+	default:
+		for _, r := range t.key {
+			if r < 0x20 || r == 0x7f {
+				why = "it has control characters"
+			}
+		}
+	}
+	if why == "" {
+		return nil
+	}
+	return t.refuse("idempotency", fmt.Errorf("%w: %s", ErrBadKey, why))
+}
+
+// refuse is the error of a layer that ends a call before it was sent.
+func (t *trip) refuse(layer string, err error) *Error {
+	return &Error{Layer: layer, Operation: t.call.Operation, Err: err, verdict: refused}
+}
+
+// fail is the error of a layer that ends a call of which nothing is proven.
+func (t *trip) fail(layer string, err error) *Error {
+	return &Error{Layer: layer, Operation: t.call.Operation, Err: err}
+}
+
+// errBudget is the cause with which a call's context ends when its budget is used up.
+var errBudget = fmt.Errorf("%w: budget", ErrTimeout)
+
+// errCanceled is the cause with which a call's context ends when Request.Cancel was closed.
+var errCanceled = fmt.Errorf("request canceled: %w", context.Canceled)
+
+// gone is the error for a call whose context ended while a layer made it wait: the budget's, or the caller's own cause.
+func (t *trip) gone(ctx context.Context, layer string) *Error {
+	cause := context.Cause(ctx)
+	e := t.refuse(layer, cause)
+	switch {
+	case errors.Is(cause, errBudget):
+		e.Limit = "budget"
+	case errors.Is(cause, ErrClosed):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		e.Limit = "caller"
+	}
+	if !errors.Is(cause, ctx.Err()) && !errors.Is(cause, errBudget) && !errors.Is(cause, ErrClosed) {
+		e.Err = errors.Join(cause, ctx.Err())
+	}
+	return e
+}
+
+// byTime reports whether ctx ended because time ran out, ours or the caller's, rather than because somebody cancelled.
+func byTime(ctx context.Context) bool {
+	return errors.Is(context.Cause(ctx), errBudget) || errors.Is(ctx.Err(), context.DeadlineExceeded)
+}
+
+// watchCancel makes Request.Cancel end the context. http.Client with a Timeout sets both: a deadline on the context, and
+// Cancel, which it closes at the deadline. Whatever comes back after that has its type erased, so the context here ends
+// a little earlier: by 5 % of the time left, at most 50 ms.
+func watchCancel(ctx context.Context, req *http.Request) (context.Context, func()) {
+	canceled := req.Cancel //nolint:staticcheck // http.Client still sets it
+	if canceled == nil {
+		return ctx, func() {}
+	}
+	cancelTimer := func() {}
+	if deadline, ok := ctx.Deadline(); ok {
+		ctx, cancelTimer = context.WithDeadline(ctx, deadline.Add(-min(50*time.Millisecond, time.Until(deadline)/20)))
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-canceled:
+			cancel(errCanceled)
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		close(done)
+		cancel(nil)
+		cancelTimer()
+	}
+}
+
+// A wire is the end of the road: it hands a request to a transport, watches whether it was written, and reads the answer
+// whole, so that an exchange is over when RoundTrip returns.
+type wire struct {
+	base     http.RoundTripper
+	maxBytes int64 // of a response body; 0: the default
+}
+
+const (
+	defaultMaxRequestBytes  = 8 << 20
+	defaultMaxResponseBytes = 32 << 20
+)
+
+// errResend is what a transport gets that wants to send the body of an effect-once request a second time.
+var errResend = errors.New("an effect-once request is not sent a second time")
+
+func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return enter(req, w, entry{}) }
+
+// CloseIdleConnections closes those of the transport.
+func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
+
+func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
+	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce, method: req.Method}
+	if d, ok := req.Context().Value(dialWatchKey{}).(dialWatch); ok {
+		seen.dial = d
+	}
+	ctx := httptrace.WithClientTrace(req.Context(), seen.trace())
+	out := req.WithContext(ctx)
+	if err := t.load(out, seen); err != nil {
+		return nil, err
+	}
+	t.payload.Hold() // the caller may have left by the time RoundTrip returns
+	defer t.payload.Release()
+	resp, err := w.base.RoundTrip(out)
+	switch {
+	case err == nil && resp == nil:
+		return nil, errors.New("the transport returned neither a response nor an error")
+	case err != nil:
+		if resp != nil && resp.Body != nil {
+			_ = resp.Body.Close() // exactly one of response and error
+		}
+		if seen.nothingSent() {
+			err = MarkNotSent(err)
+		}
+		return nil, err
+	}
+	return w.read(t, resp)
+}
+
+// load gives an outgoing clone the body, fresh for each attempt.
+func (t *trip) load(out *http.Request, seen *sighting) error {
+	if t.payload == nil {
+		if seen.once && replayable(out.Method) {
+			// Without a body the transport would send it again by itself; it probes this one, finds it empty, and asks
+			// GetBody before any second send.
+			out.Body, out.GetBody, out.ContentLength = io.NopCloser(http.NoBody), seen.getBody, 0
+		}
+		return nil
+	}
+	reader, again, size, err := t.payload.Open()
+	if err != nil {
+		return t.refuse("stack", err)
+	}
+	out.Body, out.ContentLength = reader, size
+	switch {
+	case seen.once:
+		out.GetBody = seen.getBody
+	default:
+		out.GetBody = again
+	}
+	return nil
+}
+
+// read takes the whole body into memory. Streams pass through; their exchange ends when their body does.
+func (w *wire) read(t *trip, resp *http.Response) (*http.Response, error) {
+	if body.InMemory(resp) {
+		return resp, nil
+	}
+	if resp.StatusCode == http.StatusSwitchingProtocols || body.IsStream(resp) {
+		resp.Body = newStream(resp.Body)
+		return resp, nil
+	}
+	limit := w.maxBytes
+	if limit == 0 {
+		limit = defaultMaxResponseBytes
+	}
+	err := body.Hold(resp, limit)
+	switch {
+	case errors.Is(err, body.ErrTooLarge):
+		return nil, &Error{
+			Layer: "timeout", Operation: t.call.Operation, StatusCode: resp.StatusCode,
+			Err: fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit),
+		}
+	case err != nil:
+		return nil, &truncatedError{status: resp.StatusCode, err: err}
+	}
+	return resp, nil
+}
+
+// truncatedError is a response whose body could not be read to its end.
+type truncatedError struct {
+	status int
+	err    error
+}
+
+func (e *truncatedError) Error() string {
+	return fmt.Sprintf("status %d, body cut short: %v", e.status, e.err)
+}
+func (e *truncatedError) Unwrap() error { return e.err }
+
+// sighting is what the trace hooks saw of one attempt. The hooks run on the transport's goroutines, some after RoundTrip
+// has returned.
+type sighting struct {
+	base   http.RoundTripper
+	once   bool
+	method string
+	dial   dialWatch
+
+	asked    atomic.Bool // a connection was asked for
+	got      atomic.Bool // one was given
+	provable atomic.Bool // it is one over which a second GetBody means that nothing was written
+	resend   atomic.Bool // the transport asked for the body again
+}
+
+// dialWatch is told when connecting begins and when it is over; see Timeout.
+type dialWatch interface {
+	dialing()
+	connected()
+}
+
+type dialWatchKey struct{}
+
+func (s *sighting) trace() *httptrace.ClientTrace {
+	dialing := func() {
+		if s.dial != nil {
+			s.dial.dialing()
+		}
+	}
+	return &httptrace.ClientTrace{
+		GetConn: func(string) {
+			s.asked.Store(true)
+			if s.provable.Load() && !replayable(s.method) {
+				s.got.Store(false) // it is back for another connection because the first took nothing
+			}
+		},
+		DNSStart:     func(httptrace.DNSStartInfo) { dialing() },
+		ConnectStart: func(string, string) { dialing() },
+		GotConn: func(info httptrace.GotConnInfo) {
+			s.got.Store(true)
+			s.provable.Store(s.speaksHTTP1(info))
+			if s.dial != nil {
+				s.dial.connected()
+			}
+		},
+	}
+}
+
+func (s *sighting) speaksHTTP1(info httptrace.GotConnInfo) bool {
+	tr, ok := s.base.(*http.Transport)
+	if !ok {
+		return false
+	}
+	if c, ok := info.Conn.(*tls.Conn); ok {
+		return c.ConnectionState().NegotiatedProtocol != "h2"
+	}
+	return tr.Protocols == nil || !tr.Protocols.UnencryptedHTTP2()
+}
+
+func (s *sighting) getBody() (io.ReadCloser, error) {
+	s.resend.Store(true)
+	return nil, errResend
+}
+
+// nothingSent is asked after RoundTrip has returned an error.
+func (s *sighting) nothingSent() bool {
+	if s.asked.Load() && !s.got.Load() {
+		return true
+	}
+	return s.resend.Load() && s.provable.Load() && !replayable(s.method)
+}
+
+// replayable mirrors the methods that net/http's transport repeats by itself after a connection broke.
+func replayable(method string) bool {
+	switch method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}
+
+// tail is the rest of an exchange that goes on after its answer was handed up: a stream being read, or a transport that
+// has not returned though its time was up. A layer that holds something for the exchange gives it back then.
+type tail struct {
+	mu    sync.Mutex
+	ended bool
+	then  []func()
+}
+
+// after runs f when the exchange has ended, now if it has.
+func (tl *tail) after(f func()) {
+	tl.mu.Lock()
+	if !tl.ended {
+		tl.then = append(tl.then, f)
+		tl.mu.Unlock()
+		return
+	}
+	tl.mu.Unlock()
+	f()
+}
+
+func (tl *tail) end() {
+	tl.mu.Lock()
+	then := tl.then
+	tl.ended, tl.then = true, nil
+	tl.mu.Unlock()
+	for _, f := range then {
+		f()
+	}
+}
+
+// tailOf returns the tail of an exchange, nil if the exchange is over.
+func tailOf(resp *http.Response, err error) *tail {
+	if err != nil {
+		var l *lingering
+		if errors.As(err, &l) {
+			return &l.tail
+		}
+		return nil
+	}
+	if resp != nil {
+		if s, ok := resp.Body.(*stream); ok {
+			return &s.tail
+		}
+	}
+	return nil
+}
+
+// afterExchange runs f when the exchange has really ended, which is now for all but streams and abandoned work.
+func afterExchange(resp *http.Response, err error, f func()) {
+	if tl := tailOf(resp, err); tl != nil {
+		tl.after(f)
+		return
+	}
+	f()
+}
+
+// stream is the body of an answer that is passed through as it comes.
+type stream struct {
+	io.ReadCloser
+	tail tail
+}
+
+func newStream(rc io.ReadCloser) *stream { return &stream{ReadCloser: rc} }
+
+// Read ends the exchange at the end of the stream, however that comes.
+func (s *stream) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	if err != nil {
+		s.tail.end()
+	}
+	return n, err
+}
+
+// Close ends the exchange.
+func (s *stream) Close() error {
+	err := s.ReadCloser.Close()
+	s.tail.end()
+	return err
+}
+
+// lingering is inside the error of an attempt whose transport has not returned yet. late is set before the tail ends.
+type lingering struct {
+	err  error
+	tail tail
+	late result
+}
+
+func (l *lingering) Error() string { return l.err.Error() }
+func (l *lingering) Unwrap() error { return l.err }
+
+// result is how a function ended: with values, a panic, or runtime.Goexit.
+type result struct {
+	resp     *http.Response
+	err      error
+	panicked bool
+	value    any // of the panic
+	exited   bool
+}
+
+// capture runs f to whatever end, and gives the result to done. It must be the whole body of a goroutine.
+func capture(f func() (*http.Response, error), done func(result)) {
+	r := result{exited: true}
+	defer func() {
+		if v := recover(); v != nil {
+			r = result{panicked: true, value: v}
+		}
+		done(r)
+	}()
+	resp, err := f()
+	r = result{resp: resp, err: err}
+}
+
+// deliver ends the calling goroutine's call as f ended.
+func (r result) deliver() (*http.Response, error) {
+	switch {
+	case r.panicked:
+		panic(r.value)
+	case r.exited:
+		runtime.Goexit()
+	}
+	return r.resp, r.err
+}

@@ -33,8 +33,12 @@ type trip struct {
 	outer  *trip   // the trip inside which this one was started, for nested use
 	flight *flight // set below the claim, for a call that must happen once
 
+	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives
 }
+
+// deserted reports whether everybody who waited for the call has left; its flight goes on for the record alone.
+func (t *trip) deserted() bool { return t.flight != nil && t.flight.deserted() }
 
 type tripKey struct{}
 
@@ -109,6 +113,7 @@ type entry struct {
 	stack    *Stack
 	describe func(*http.Request) Call
 	maxBody  int64
+	letter   string // set by a redrive
 }
 
 // enter makes the trip for a request that comes from outside and sends it down l. It reads the request body once, and
@@ -119,7 +124,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	if outer != nil && e.stack == nil && outer.isFor(req) {
 		return l.travel(outer, req)
 	}
-	t := &trip{url: req.URL, method: req.Method, stack: e.stack, outer: outer}
+	t := &trip{url: req.URL, method: req.Method, stack: e.stack, outer: outer, road: l, letter: e.letter}
 	if err := t.describe(ctx, req, e.describe); err != nil {
 		closeBody(req)
 		return nil, err

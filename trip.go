@@ -61,8 +61,9 @@ type leg interface {
 
 // door is what Wrap of every layer returns: the layer's own function in front of the next leg.
 type door struct {
-	next leg
-	pass func(t *trip, req *http.Request, next leg) (*http.Response, error)
+	next  leg
+	pass  func(t *trip, req *http.Request, next leg) (*http.Response, error)
+	entry entry // for requests that come from outside
 }
 
 func newDoor(next http.RoundTripper, pass func(*trip, *http.Request, leg) (*http.Response, error)) *door {
@@ -74,7 +75,7 @@ func (d *door) travel(t *trip, req *http.Request) (*http.Response, error) {
 }
 
 func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
-	return enter(req, d, entry{})
+	return enter(req, d, d.entry)
 }
 
 // CloseIdleConnections lets http.Client.CloseIdleConnections reach the transport.
@@ -593,6 +594,19 @@ func capture(f func() (*http.Response, error), done func(result)) {
 	}()
 	resp, err := f()
 	r = result{resp: resp, err: err}
+}
+
+// cause is one word for an event.
+func (r result) cause() string {
+	switch {
+	case r.panicked:
+		return "panic"
+	case r.exited:
+		return "goexit"
+	case r.err != nil:
+		return "error"
+	}
+	return "answer"
 }
 
 // deliver ends the calling goroutine's call as f ended.

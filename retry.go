@@ -106,12 +106,17 @@ func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, er
 	r.calls.Add(1)
 	r.budget.deposit()
 	arrived := false // an earlier attempt may have had its effect
+	var resp *http.Response
+	var err error
 	for n := 1; ; n++ {
-		if err := r.pass(t, req.Context()); err != nil {
-			return nil, withoutProof(err, arrived)
+		if refusal := r.pass(t, req.Context()); refusal != nil {
+			if n > 1 && errors.Is(refusal, ErrThrottled) {
+				return resp, withoutProof(err, arrived) // the answer that closed the gate says it best
+			}
+			return nil, withoutProof(refusal, arrived)
 		}
 		r.attempts.Add(1)
-		resp, err := next.travel(t, req)
+		resp, err = next.travel(t, req)
 		v := r.judge(t, resp, err)
 		if v.throttled {
 			r.throttle(t, v.after, n)
@@ -121,16 +126,16 @@ func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, er
 		if !v.again {
 			return resp, withoutProof(err, arrived)
 		}
-		wait, err := r.mayRetry(t, req.Context(), v, n, err)
-		if wait < 0 {
+		var wait time.Duration
+		if wait, err = r.mayRetry(t, req.Context(), v, n, err); wait < 0 {
 			return resp, withoutProof(err, arrived)
 		}
 		arrived = arrived || (err != nil && !NotSent(err)) || (err == nil && resp.StatusCode >= 500)
 		if resp != nil {
 			_ = resp.Body.Close() // it is in memory; its place is taken by the next answer
 		}
-		if err := r.sleep(t, req.Context(), wait); err != nil {
-			return nil, withoutProof(err, arrived)
+		if refusal := r.sleep(t, req.Context(), wait); refusal != nil {
+			return nil, withoutProof(refusal, arrived)
 		}
 	}
 }

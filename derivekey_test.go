@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -16,7 +15,7 @@ func deriveKey(t *testing.T, operation string, params any, scope ...string) stri
 	t.Helper()
 	key, err := resilience.DeriveKey(operation, params, scope...)
 	require.NoError(t, err)
-	require.Regexp(t, regexp.MustCompile(`^[A-Za-z0-9_-]{5,255}$`), key)
+	require.Regexp(t, `^[A-Za-z0-9_-]{5,255}$`, key)
 	return key
 }
 

@@ -131,8 +131,8 @@ func reference(data []byte) (form string, ok bool) {
 		return "", false
 	}
 	form = strings.TrimSuffix(b.String(), "\n")
-	for _, r := range []string{"\u2028", "\u2029"} { // which the standard library escapes, for JavaScript
-		form = replaceEscape(form, fmt.Sprintf(`\u%04x`, []rune(r)[0]), r)
+	for _, r := range []rune{0x2028, 0x2029} { // which the standard library escapes, for JavaScript
+		form = replaceEscape(form, fmt.Sprintf(`\u%04x`, r), string(r))
 	}
 	return form, true
 }

@@ -35,6 +35,8 @@ type trip struct {
 	marked *marked // what goes out instead of the request, for a call that carries its key
 	fresh  bool    // a cached or shared answer would not do
 
+	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
+
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives
 }

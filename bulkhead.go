@@ -19,9 +19,9 @@ import (
 //
 // While nobody waits and fewer than Total slots are in use, whoever comes gets one; a tier that needs fewer than its
 // guarantee lends the rest to the others. Otherwise calls wait, first come first served within their tier, and a slot
-// that comes free goes first to a tier that holds less than its guarantee, then to the call that has waited AgeAfter and
-// longest, then to the most urgent tier. An aged call that is passed over for a guarantee gets the next slot, so that
-// nobody starves, and no crowd of aged calls keeps a lent slot from coming back.
+// that comes free goes first to a tier that holds less than its guarantee, then to the call that has waited longest if
+// that is at least AgeAfter, then to the most urgent tier. An aged call that is passed over for a guarantee comes before
+// guarantees at the next slot, so that nobody starves, and no crowd of aged calls keeps a lent slot from coming back.
 //
 // A slot is held until the exchange has really ended: for a stream, until the end of its body or Close; for a transport
 // that outlives the attempt limit, until it returns. So Total bounds what the other side sees, whatever callers do.
@@ -31,7 +31,7 @@ type Bulkhead struct {
 	events *events
 
 	// Wired by the stack before use; nil when the layer is used alone. None is called under the lock.
-	refusal func(Call) error // asked before a call waits: an error ends it instead
+	refusal func(Call) error // asked before a call waits: an error ends it instead; of Acquire it sees only the priority
 	share   func() float64   // of Total that may be used now, between 0 and 1
 	closing <-chan struct{}  // closed: nobody waits any more, nobody comes in
 
@@ -61,7 +61,8 @@ type BulkheadConfig struct {
 	// MaxWait bounds the wait for a slot; past it the call is rejected with [ErrFull]. 0 and -1: no bound of its own,
 	// the call's budget or the deadline of its context bounds the wait.
 	MaxWait time.Duration
-	// AgeAfter is the wait after which a call goes before younger ones of more urgent tiers. 0: 5 s; -1: never.
+	// AgeAfter is the wait after which a call goes before younger ones of more urgent tiers; where one of those is below
+	// its guarantee, the two take turns. 0: 5 s; -1: never.
 	AgeAfter time.Duration
 	// OnEvent hears the events of this layer: slot.rejected, slot.abandoned, slot.returned. It never holds up a call.
 	// The Cause of a rejection is "full", "displaced", "max-wait", "open", "closed", or, for a call whose context ended

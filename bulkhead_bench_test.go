@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -119,7 +120,7 @@ func BenchmarkBulkheadGrant(b *testing.B) {
 				go func() { _, _ = bh.Acquire(ctx, PriorityBulk) }()
 			}
 			for bh.Stats().Waiting < standing {
-				time.Sleep(time.Millisecond)
+				runtime.Gosched()
 			}
 			for b.Loop() {
 				w := &waiter{Value: claim{trip: &trip{}}, Tier: tierOf(PriorityCritical), Since: time.Now()}

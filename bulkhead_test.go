@@ -1070,3 +1070,44 @@ func TestAFreeSlotOnTheRoadCostsNoAllocation(t *testing.T) {
 		release()
 	}), 2.0)
 }
+
+func TestARefusalOnTheRoadNamesTheOperationAndSendsNothing(t *testing.T) {
+	c := oneSlot()
+	c.Queue = -1
+	inCrew(t, c, func(t *testing.T, c *crew) {
+		first := c.come("first", PriorityNormal)
+		resp, err := roadThrough(c.b, PriorityCritical, func(*http.Request) (*http.Response, error) {
+			t.Error("it went down")
+			return nil, io.EOF
+		})
+		require.Nil(t, resp)
+		requireShed(t, err, ErrFull)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "test", e.Operation)
+		require.True(t, e.Temporary())
+		first.end()
+	})
+}
+
+// The slot comes free while the opening circuit is asking about the one who waits: it has the slot, and goes on.
+func TestWhoeverGotASlotIsNotSentHome(t *testing.T) {
+	inCrew(t, oneSlot(), func(t *testing.T, c *crew) {
+		var open atomic.Bool
+		first := c.come("first", PriorityNormal)
+		c.b.refusal = func(Call) error {
+			if !open.Load() {
+				return nil
+			}
+			first.end()
+			return (&trip{}).refuse("breaker", ErrOpen)
+		}
+		second := c.come("second", PriorityNormal)
+		open.Store(true)
+		c.b.sendHome()
+		synctest.Wait()
+		require.True(t, second.flies())
+		require.Zero(t, c.b.Stats().Normal.Rejected)
+		second.end()
+	})
+}

@@ -303,7 +303,10 @@ func mayHaveChanged(resp *http.Response, err error) bool {
 }
 
 func unmark(resp *http.Response) {
-	if resp != nil {
+	if resp == nil {
+		return
+	}
+	if _, forged := resp.Header[markHeader]; forged {
 		delete(resp.Header, markHeader)
 	}
 }
@@ -407,15 +410,26 @@ func failure(req *http.Request, resp *http.Response, err error) string {
 	if ctx := req.Context(); ctx.Err() != nil && !errors.Is(context.Cause(ctx), errBudget) {
 		return "" // the caller has left
 	}
-	var ours *Error
-	if errors.Is(err, ErrClosed) || errors.As(err, &ours) && ours.StatusCode >= 400 && ours.StatusCode < 500 {
+	status, cut := 0, false
+	walk(err, func(e error) { // errors.As would allocate
+		switch e := e.(type) { //nolint:errorlint // walk visits every node itself
+		case *Error:
+			status = max(status, e.StatusCode)
+		case *truncatedError:
+			cut = true
+		}
+	})
+	switch {
+	case cut, errors.Is(err, ErrTooLarge):
+		return "truncated"
+	case errors.Is(err, ErrClosed), status >= 400 && status < 500: // an end, an answer
 		return ""
 	}
-	return failureWord(err)
+	return word(err)
 }
 
-func failureWord(err error) string {
-	var cut *truncatedError
+// word is why an error came, as a word of the closed set.
+func word(err error) string {
 	switch {
 	case errors.Is(err, ErrClosed):
 		return "closed"
@@ -425,8 +439,6 @@ func failureWord(err error) string {
 		return "full"
 	case errors.Is(err, ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case errors.Is(err, ErrTooLarge), errors.As(err, &cut):
-		return "truncated"
 	}
 	return "transport"
 }
@@ -668,7 +680,7 @@ func (f *Fallback) refreshed(t *trip, key answers.Key, r result) {
 	case r.panicked, r.exited:
 		ev.Cause = "panic"
 	case r.err != nil:
-		ev.Cause = failureWord(r.err)
+		ev.Cause = word(r.err)
 	case r.resp.StatusCode != http.StatusOK:
 		ev.Cause, ev.StatusCode = "status", r.resp.StatusCode
 	}

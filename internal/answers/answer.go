@@ -16,9 +16,16 @@ import (
 type Answer struct {
 	resp   http.Response // without what belongs to one caller: the body reader, the request, the connection
 	body   []byte
-	age    time.Duration // when it came
+	header []header
 	values int           // of all headers
+	age    time.Duration // when it came
 	size   int64         // in memory, about
+}
+
+// header is a list of them rather than a map, because it is walked for every copy.
+type header struct {
+	name   string
+	values []string
 }
 
 // perAnswer is what an answer costs beyond its text: the response, the map of headers, its places in the store.
@@ -32,9 +39,11 @@ func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
 		return nil, false
 	}
 	a = &Answer{resp: *resp, body: data, age: ageOf(resp.Header), size: perAnswer + int64(len(data))}
-	a.resp.Header, a.resp.Trailer = resp.Header.Clone(), resp.Trailer.Clone()
 	a.resp.Body, a.resp.Request, a.resp.TLS = nil, nil, nil
-	for name, values := range a.resp.Header {
+	a.resp.Header, a.resp.Trailer = nil, resp.Trailer.Clone()
+	a.header = make([]header, 0, len(resp.Header))
+	for name, values := range resp.Header.Clone() {
+		a.header = append(a.header, header{name: name, values: values})
 		a.values += len(values)
 		for _, v := range values {
 			a.size += int64(len(name) + len(v))
@@ -101,20 +110,21 @@ func (a *Answer) Response(req *http.Request, replay bool, fields ...Field) *http
 	if need := a.values + len(fields); need > room {
 		values = make([]string, 0, need)
 	}
-	header := make(http.Header, len(a.resp.Header)+len(fields))
-	for name, from := range a.resp.Header {
-		if replay && name == "Set-Cookie" {
+	h := make(http.Header, len(a.header)+len(fields))
+	for i := range a.header {
+		from := &a.header[i]
+		if replay && from.name == "Set-Cookie" {
 			continue
 		}
 		start := len(values)
-		values = append(values, from...)
-		header[name] = values[start:len(values):len(values)]
+		values = append(values, from.values...)
+		h[from.name] = values[start:len(values):len(values)]
 	}
 	for _, f := range fields {
 		values = append(values, f.Value)
-		header[f.Name] = values[len(values)-1 : len(values) : len(values)]
+		h[f.Name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	r.resp.Header, r.resp.Body, r.resp.Request = header, &r.body, req
+	r.resp.Header, r.resp.Body, r.resp.Request = h, &r.body, req
 	if a.resp.Trailer != nil {
 		r.resp.Trailer = a.resp.Trailer.Clone()
 	}

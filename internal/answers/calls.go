@@ -9,6 +9,9 @@ type Calls[ID comparable, L any] struct {
 
 	mu    sync.Mutex
 	under map[ID]*Call[ID, L]
+
+	// Nearly every call ends without a follower. It is used again then, since nobody else has seen it.
+	unseen sync.Pool
 }
 
 // NewCalls returns an empty set of calls, whose answers go to the store.
@@ -51,7 +54,11 @@ func (c *Calls[ID, L]) Join(id ID, resource string, leader L) (call *Call[ID, L]
 		}
 		return call, false
 	}
-	call = &Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(resource)}
+	call, _ = c.unseen.Get().(*Call[ID, L])
+	if call == nil {
+		call = new(Call[ID, L])
+	}
+	*call = Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(resource)}
 	c.under[id] = call
 	return call, true
 }
@@ -66,12 +73,15 @@ func (c *Calls[ID, L]) Leave(call *Call[ID, L]) (awaited bool) {
 	return call.done != nil
 }
 
-// End wakes those who wait.
+// End wakes those who wait. The leader must not use the call any more.
 func (c *Calls[ID, L]) End(call *Call[ID, L]) {
 	c.store.End(call.Read)
 	if call.done != nil {
 		close(call.done)
+		return
 	}
+	*call = Call[ID, L]{}
+	c.unseen.Put(call)
 }
 
 // Done is closed when the call is over. Only a follower may ask for it.

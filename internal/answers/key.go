@@ -39,8 +39,10 @@ func KeyOf(operation, method string, req *http.Request, headers []string, body [
 			b = appendPart(b, v)
 		}
 	}
-	sum := sha256.Sum256(body)
-	b = append(b, sum[:]...)
+	if len(body) > 0 {
+		sum := sha256.Sum256(body)
+		b = append(b, sum[:]...)
+	}
 	return sha256.Sum256(b)
 }
 

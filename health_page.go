@@ -28,11 +28,11 @@ func (h *Health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	doc := healthDoc{Status: draftWord(report.Status), Health: report.Status.String()}
 	if h.mayShow(r) {
 		doc = newHealthDoc(report)
-		doc.Events = h.eventDocs()
+		doc.Events = h.eventList()
 	}
 	w.Header().Set("Vary", "Accept")
 	if r.Method == http.MethodGet && prefersHTML(r.Header) {
-		answerPage(w, r, report.Status, doc)
+		answerHealthPage(w, r, report.Status, doc)
 		return
 	}
 	w.Header().Set("Cache-Control", h.cacheFor(report.FreshFor))
@@ -94,7 +94,7 @@ func (h *Health) cacheFor(fresh time.Duration) string {
 	return age
 }
 
-func codeFor(s Status) int {
+func healthCode(s Status) int {
 	if s >= Unhealthy {
 		return http.StatusServiceUnavailable
 	}
@@ -104,7 +104,7 @@ func codeFor(s Status) int {
 func answerHealth(w http.ResponseWriter, r *http.Request, s Status, doc healthDoc) {
 	body, _ := json.Marshal(doc) // made of strings and finite numbers: it cannot fail
 	w.Header().Set("Content-Type", "application/health+json")
-	answerBody(w, r, codeFor(s), append(body, '\n'))
+	answerBody(w, r, healthCode(s), append(body, '\n'))
 }
 
 func answerBody(w http.ResponseWriter, r *http.Request, code int, body []byte) {
@@ -124,7 +124,7 @@ type healthDoc struct {
 	Output string                 `json:"output,omitempty"`
 	Notes  []string               `json:"notes,omitempty"`
 	Checks map[string][]healthRow `json:"checks,omitempty"`
-	Events []eventDoc             `json:"events,omitempty"`
+	Events []healthEvent          `json:"events,omitempty"`
 }
 
 // healthRow is one entry under "component:measurement". The keys from health on are ours.
@@ -144,7 +144,7 @@ type healthRow struct {
 	RetryAfter    float64 `json:"retryAfterSeconds,omitempty"`
 }
 
-type eventDoc struct {
+type healthEvent struct {
 	Time      string  `json:"time"`
 	Kind      string  `json:"kind"`
 	Layer     string  `json:"layer,omitempty"`
@@ -169,13 +169,13 @@ func newHealthDoc(r Report) healthDoc {
 		Checks: make(map[string][]healthRow, len(r.Checks)),
 	}
 	if r.Status > Healthy {
-		doc.Output = summary(r.worst())
+		doc.Output = checkLine(r.worst())
 	}
 	if r.Status == Unknown {
 		doc.Notes = []string{"nothing is known yet"}
 	}
 	for _, c := range r.Checks {
-		doc.Checks[keyFor(c)] = append(doc.Checks[keyFor(c)], newHealthRow(c))
+		doc.Checks[draftKey(c)] = append(doc.Checks[draftKey(c)], newHealthRow(c))
 	}
 	return doc
 }
@@ -183,7 +183,7 @@ func newHealthDoc(r Report) healthDoc {
 func newHealthRow(c CheckResult) healthRow {
 	row := healthRow{
 		ComponentID: c.Instance, Time: jsonTime(c.Time), Health: c.Status.String(), State: c.State,
-		Limit: finite(c.Limit), AgeSeconds: c.Age.Seconds(), RetryAfter: c.RetryAfter.Seconds(),
+		Limit: jsonNumber(c.Limit), AgeSeconds: c.Age.Seconds(), RetryAfter: c.RetryAfter.Seconds(),
 		DurationMs: float64(c.Duration) / float64(time.Millisecond),
 	}
 	if c.Status != Unknown {
@@ -195,7 +195,7 @@ func newHealthRow(c CheckResult) healthRow {
 		row.Output = c.Message
 	}
 	switch {
-	case c.Unit != "" && finite(c.Value) == c.Value:
+	case c.Unit != "" && jsonNumber(c.Value) == c.Value:
 		row.ObservedValue, row.ObservedUnit = c.Value, c.Unit
 	case c.Unit == "" && c.State != "":
 		row.ObservedValue = c.State
@@ -203,14 +203,14 @@ func newHealthRow(c CheckResult) healthRow {
 	return row
 }
 
-func (h *Health) eventDocs() []eventDoc {
+func (h *Health) eventList() []healthEvent {
 	if h == nil {
 		return nil
 	}
 	list := h.recent.newestFirst()
-	docs := make([]eventDoc, len(list))
+	docs := make([]healthEvent, len(list))
 	for i, e := range list {
-		docs[i] = eventDoc{
+		docs[i] = healthEvent{
 			Time: jsonTime(e.Time), Kind: string(e.Kind), Layer: e.Layer, Operation: e.Operation, KeyHash: e.KeyHash,
 			LetterID: e.LetterID, From: e.From, To: e.To, Cause: e.Cause, Status: e.StatusCode, Attempt: e.Attempt,
 			Count: e.Count, Seconds: e.Duration.Seconds(),
@@ -229,8 +229,8 @@ func draftWord(s Status) string {
 	return "warn"
 }
 
-// keyFor joins component and measurement with the colon that neither may hold.
-func keyFor(c CheckResult) string {
+// draftKey joins component and measurement with the colon that neither may hold.
+func draftKey(c CheckResult) string {
 	name, measure := strings.ReplaceAll(c.Name, ":", "_"), strings.ReplaceAll(c.Measure, ":", "_")
 	if measure == "" {
 		return name
@@ -238,7 +238,7 @@ func keyFor(c CheckResult) string {
 	return name + ":" + measure
 }
 
-func summary(c CheckResult) string {
+func checkLine(c CheckResult) string {
 	var parts []string
 	for _, part := range []string{c.Name, c.Instance, c.State, c.Message} {
 		if part != "" {
@@ -250,41 +250,41 @@ func summary(c CheckResult) string {
 
 func jsonTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// finite gives 0 for what JSON cannot hold.
-func finite(v float64) float64 {
+// jsonNumber gives 0 for what JSON cannot hold.
+func jsonNumber(v float64) float64 {
 	if math.IsNaN(v) || math.IsInf(v, 0) {
 		return 0
 	}
 	return v
 }
 
-// statusPage is one file that needs nothing else. It draws the same document that a monitor gets, so the two cannot differ;
+// healthPage is one file that needs nothing else. It draws the same document that a monitor gets, so the two cannot differ;
 // and it is not a template, because linking html/template would add a third to the size of a small server.
 //
 //go:embed health_page.html
-var statusPage []byte
+var healthPage []byte
 
-var pageData = []byte("{{data}}")
+var healthPageData = []byte("{{data}}")
 
-func answerPage(w http.ResponseWriter, r *http.Request, s Status, doc healthDoc) {
+func answerHealthPage(w http.ResponseWriter, r *http.Request, s Status, doc healthDoc) {
 	data, _ := json.Marshal(doc) // escapes <, > and &, and so cannot end the script element it stands in
 	header := w.Header()
 	header.Set("Content-Type", "text/html; charset=utf-8")
 	header.Set("Cache-Control", "no-store")
-	header.Set("Content-Security-Policy", pagePolicy())
+	header.Set("Content-Security-Policy", healthPagePolicy())
 	header.Set("Referrer-Policy", "no-referrer")
-	answerBody(w, r, codeFor(s), bytes.Replace(statusPage, pageData, data, 1))
+	answerBody(w, r, healthCode(s), bytes.Replace(healthPage, healthPageData, data, 1))
 }
 
-// pagePolicy allows the page's own script and style, by their hashes, and questions to its own server; nothing else.
-var pagePolicy = sync.OnceValue(func() string {
+// healthPagePolicy allows the page's own script and style, by their hashes, and questions to its own server; nothing else.
+var healthPagePolicy = sync.OnceValue(func() string {
 	return fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; connect-src 'self'; "+
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 		hashBetween("<style>", "</style>"), hashBetween("<script>", "</script>"))
 })
 
 func hashBetween(start, end string) string {
-	_, rest, _ := strings.Cut(string(statusPage), start)
+	_, rest, _ := strings.Cut(string(healthPage), start)
 	inside, _, _ := strings.Cut(rest, end)
 	sum := sha256.Sum256([]byte(inside))
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
@@ -298,15 +298,15 @@ func prefersHTML(h http.Header) bool {
 		kind, params, _ := strings.Cut(part, ";")
 		switch strings.ToLower(strings.TrimSpace(kind)) {
 		case "text/html":
-			html = max(html, quality(params))
+			html = max(html, acceptQuality(params))
 		case "application/json", "application/health+json":
-			json = max(json, quality(params))
+			json = max(json, acceptQuality(params))
 		}
 	}
 	return html > json
 }
 
-func quality(params string) float64 {
+func acceptQuality(params string) float64 {
 	for _, param := range strings.Split(params, ";") {
 		name, value, _ := strings.Cut(param, "=")
 		if strings.EqualFold(strings.TrimSpace(name), "q") {

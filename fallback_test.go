@@ -599,6 +599,7 @@ func TestF09_TheMarkSurvivesHTTPClient(t *testing.T) {
 		require.NoError(t, err)
 		requireServed(t, resp, Fresh, 2*time.Second, "transport")
 		require.Equal(t, "good", textOf(t, resp))
+		require.NoError(t, resp.Body.Close())
 	})
 }
 

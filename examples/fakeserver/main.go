@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, out, messages io.Writer) error {
 		}
 		sum += *s.share
 	}
-	if sum > 1 {
+	if sum > 1+1e-9 { // ten shares of 0.1 are allowed
 		return fmt.Errorf("the shares of faults add up to %v, more than 1", sum)
 	}
 	opts := []retelltest.Option{

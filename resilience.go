@@ -120,6 +120,7 @@ type overrides struct {
 	key    string
 	named  bool
 	expiry time.Time
+	fresh  bool // ask the other side itself; see Idempotency
 }
 
 type overridesKey struct{}

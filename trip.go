@@ -32,6 +32,10 @@ type trip struct {
 	stack  *Stack  // the stack whose road this is; nil for layers used alone
 	outer  *trip   // the trip inside which this one was started, for nested use
 	flight *flight // set below the claim, for a call that must happen once
+	marked *marked // what goes out instead of the request, for a call that carries its key
+	fresh  bool    // a cached or shared answer would not do
+
+	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
 
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives
@@ -39,6 +43,13 @@ type trip struct {
 
 // deserted reports whether everybody who waited for the call has left; its flight goes on for the record alone.
 func (t *trip) deserted() bool { return t.flight != nil && t.flight.deserted() }
+
+// marked is a request as the reconciler marked it. Letters and fingerprints keep to the original.
+type marked struct {
+	url     *url.URL
+	header  http.Header
+	payload *body.Payload
+}
 
 type tripKey struct{}
 
@@ -61,8 +72,9 @@ type leg interface {
 
 // door is what Wrap of every layer returns: the layer's own function in front of the next leg.
 type door struct {
-	next leg
-	pass func(t *trip, req *http.Request, next leg) (*http.Response, error)
+	next  leg
+	pass  func(t *trip, req *http.Request, next leg) (*http.Response, error)
+	entry entry // for requests that come from outside
 }
 
 func newDoor(next http.RoundTripper, pass func(*trip, *http.Request, leg) (*http.Response, error)) *door {
@@ -74,7 +86,7 @@ func (d *door) travel(t *trip, req *http.Request) (*http.Response, error) {
 }
 
 func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
-	return enter(req, d, entry{})
+	return enter(req, d, d.entry)
 }
 
 // CloseIdleConnections lets http.Client.CloseIdleConnections reach the transport.
@@ -178,7 +190,7 @@ func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*h
 		c = describe(req)
 	}
 	t.call = c.merge(o.call).resolve(methodOf(req), effectOf(req.Method))
-	t.key, t.named, t.expiry = o.key, o.named, o.expiry
+	t.key, t.named, t.expiry, t.fresh = o.key, o.named, o.expiry, o.fresh
 	return nil
 }
 
@@ -320,12 +332,15 @@ func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
 		seen.dial = d
 	}
 	ctx := httptrace.WithClientTrace(req.Context(), seen.trace())
-	out := req.WithContext(ctx)
-	if err := t.load(out, seen); err != nil {
-		return nil, err
+	out, payload := req.WithContext(ctx), t.payload
+	if t.marked != nil {
+		out.URL, out.Header, payload = t.marked.url, t.marked.header, t.marked.payload
 	}
-	t.payload.Hold() // the caller may have left by the time RoundTrip returns
-	defer t.payload.Release()
+	payload.Hold() // the caller may have left by the time RoundTrip returns
+	defer payload.Release()
+	if err := seen.load(out, payload); err != nil {
+		return nil, t.refuse("stack", err)
+	}
 	resp, err := w.base.RoundTrip(out)
 	switch {
 	case err == nil && resp == nil:
@@ -342,26 +357,23 @@ func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
 	return w.read(t, resp)
 }
 
-// load gives an outgoing clone the body, fresh for each attempt.
-func (t *trip) load(out *http.Request, seen *sighting) error {
-	if t.payload == nil {
-		if seen.once && replayable(out.Method) {
+// load gives an outgoing clone its body, fresh for each attempt.
+func (s *sighting) load(out *http.Request, payload *body.Payload) error {
+	if payload == nil {
+		if s.once && replayable(out.Method) {
 			// Without a body the transport would send it again by itself; it probes this one, finds it empty, and asks
 			// GetBody before any second send.
-			out.Body, out.GetBody, out.ContentLength = io.NopCloser(http.NoBody), seen.getBody, 0
+			out.Body, out.GetBody, out.ContentLength = io.NopCloser(http.NoBody), s.getBody, 0
 		}
 		return nil
 	}
-	reader, again, size, err := t.payload.Open()
+	reader, again, size, err := payload.Open()
 	if err != nil {
-		return t.refuse("stack", err)
+		return err
 	}
-	out.Body, out.ContentLength = reader, size
-	switch {
-	case seen.once:
-		out.GetBody = seen.getBody
-	default:
-		out.GetBody = again
+	out.Body, out.GetBody, out.ContentLength = reader, again, size
+	if s.once {
+		out.GetBody = s.getBody
 	}
 	return nil
 }
@@ -593,6 +605,19 @@ func capture(f func() (*http.Response, error), done func(result)) {
 	}()
 	resp, err := f()
 	r = result{resp: resp, err: err}
+}
+
+// cause is one word for an event.
+func (r result) cause() string {
+	switch {
+	case r.panicked:
+		return "panic"
+	case r.exited:
+		return "goexit"
+	case r.err != nil:
+		return "error"
+	}
+	return "answer"
 }
 
 // deliver ends the calling goroutine's call as f ended.

@@ -130,6 +130,12 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 type Held struct {
 	bytes.Reader
 	data []byte
+
+	// Value is what the body encodes, for an answer that never was bytes on a wire. Copies do not have it: a value must
+	// not be shared.
+	Value any
+	// Unkept says that the value does not encode: only the one who asked can have it.
+	Unkept bool
 }
 
 // NewHeld returns a body that reads b, which must not change afterwards.
@@ -154,7 +160,7 @@ func InMemory(resp *http.Response) bool {
 // BytesOf returns the body of a response that was held; ok is false for any other.
 func BytesOf(resp *http.Response) (b []byte, ok bool) {
 	h, ok := resp.Body.(*Held)
-	if !ok {
+	if !ok || h.Unkept {
 		return nil, false
 	}
 	return h.data, true

@@ -1,0 +1,207 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// flight is one execution of a call that must happen once. Until the intent to send is recorded it belongs to those who
+// wait for it and ends when the last of them leaves. From then on it goes on by itself.
+type flight struct {
+	id, key, print, token string
+	named                 bool
+	trip                  *trip // the leader's, copied: the leader may leave
+	ctx                   context.Context
+	cancel                context.CancelCauseFunc
+	previous              <-chan struct{} // closed when the flight before this one has landed; nil: none
+	landed                chan struct{}
+
+	rec Record // as the store has it; touched by the flight's goroutine only
+
+	mu        sync.Mutex
+	waiters   int
+	committed bool      // the intent is recorded or being recorded
+	shared    bool      // somebody joined
+	unbounded bool      // somebody waits without a deadline
+	latest    time.Time // deadline of the most patient waiter
+	givenUp   []func()  // to be run when the last waiter ran out of time
+	over      bool
+	result    result
+	done      chan struct{}
+}
+
+func newFlight(t *trip, ctx context.Context, key, id, print string) *flight {
+	own := *t
+	f := &flight{
+		id: id, key: key, print: print, token: uuid.NewString(), named: t.named,
+		trip: &own, landed: make(chan struct{}), done: make(chan struct{}), waiters: 1,
+	}
+	own.key, own.flight = key, f
+	own.payload.Hold()
+	f.extend(ctx)
+	inner, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	f.ctx, f.cancel = &flightContext{Context: inner, flight: f}, cancel
+	return f
+}
+
+// flightContext has the deadline of the most patient waiter, so that whoever waits below does not plan past it.
+type flightContext struct {
+	context.Context
+	flight *flight
+}
+
+func (c *flightContext) Deadline() (time.Time, bool) { return c.flight.deadline() }
+
+// Value finds the flight's own trip, not the leader's.
+func (c *flightContext) Value(key any) any {
+	if key == (tripKey{}) {
+		return c.flight.trip
+	}
+	return c.Context.Value(key)
+}
+
+func (f *flight) deadline() (time.Time, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.latest, !f.unbounded
+}
+
+// extend takes a waiter's deadline into account; the lock is held, or the flight is new.
+func (f *flight) extend(ctx context.Context) {
+	deadline, ok := ctx.Deadline()
+	switch {
+	case !ok:
+		f.unbounded = true
+	case deadline.After(f.latest):
+		f.latest = deadline
+	}
+}
+
+// join adds a waiter, unless the flight is ending. A caller with another request is told so by the fingerprint.
+func (f *flight) join(ctx context.Context, print string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over || f.ctx.Err() != nil {
+		return false
+	}
+	if f.print == print {
+		f.waiters++
+		f.shared = true
+		f.extend(ctx)
+	}
+	return true
+}
+
+// leave takes a waiter away. sent: the request may be out; last: nobody else waits.
+func (f *flight) leave(why *Error, byTime bool) (sent, last bool) {
+	f.mu.Lock()
+	f.waiters--
+	sent, last = f.committed, f.waiters == 0
+	var tell []func()
+	if last && sent && byTime {
+		tell, f.givenUp = f.givenUp, nil
+	}
+	if last && !sent {
+		f.cancel(why.Err)
+	}
+	f.mu.Unlock()
+	for _, g := range tell {
+		g()
+	}
+	return sent, last
+}
+
+// onGivenUp runs g once if the last waiter leaves because time ran out while the request is out.
+func (f *flight) onGivenUp(g func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.givenUp = append(f.givenUp[:0], g) // of the attempt that is under way
+}
+
+// commit is the point of no return: from here on no leaving waiter ends the flight.
+func (f *flight) commit() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.waiters == 0 || f.ctx.Err() != nil {
+		return false
+	}
+	f.committed = true
+	return true
+}
+
+// uncommit gives the flight back to its waiters after a proof that nothing happened.
+func (f *flight) uncommit() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.committed = false
+	if f.waiters == 0 {
+		f.cancel(context.Canceled)
+	}
+}
+
+func (f *flight) deserted() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waiters == 0
+}
+
+// publish hands the result to all waiters; the first one counts, which may be evidence that came before the answer.
+func (f *flight) publish(r result) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return false
+	}
+	f.over, f.result = true, r
+	close(f.done)
+	return true
+}
+
+// deliver gives a waiter the flight's result. A panic is the leader's; the others get an error.
+func (f *flight) deliver(t *trip, leader bool) (*http.Response, error) {
+	r := f.result
+	switch {
+	case leader && (!f.shared || r.resp == nil):
+		return r.deliver()
+	case leader: // others copy the response while the leader's caller uses it
+		own := *r.resp
+		own.Header = r.resp.Header.Clone()
+		return &own, nil
+	case r.panicked || r.exited:
+		e := t.fail("idempotency", errors.New("the shared execution ended in a "+r.cause()))
+		if f.sent() {
+			e.Err, e.Key = errors.Join(ErrInDoubt, e.Err), f.key
+		}
+		return nil, e
+	case r.err != nil:
+		return nil, r.err
+	case tailOf(r.resp, nil) != nil:
+		return nil, t.fail("idempotency", errors.New("the answer is a stream, which another caller reads"))
+	}
+	return body.Copy(r.resp), nil
+}
+
+func (f *flight) sent() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.committed
+}
+
+func (f *flight) waitForPrevious() error {
+	if f.previous == nil {
+		return nil
+	}
+	select {
+	case <-f.previous:
+		return nil
+	case <-f.ctx.Done():
+		return f.trip.gone(f.ctx, "idempotency")
+	}
+}

@@ -1,0 +1,271 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// maxStoredBody bounds the answer that a record keeps for replays; of a longer one only status and id are kept.
+const maxStoredBody = 64 << 10
+
+// intent records that the request is about to be sent, sends it, and records what became of it.
+func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	if t.call.Effect != EffectOnce {
+		return next.travel(t, req)
+	}
+	f := t.flight
+	if f == nil {
+		return nil, t.refuse("idempotency", errors.New("an effect-once call reached Intent without passing Claim"))
+	}
+	if err := i.mayIntend(f); err != nil {
+		return nil, err
+	}
+	rec, err := i.intend(f)
+	if err != nil {
+		return nil, err
+	}
+	if rec.State != KeySending { // evidence was faster
+		return i.replayed(rec), nil
+	}
+	ended := false
+	defer func() {
+		if !ended { // a panic or Goexit: the request may be out
+			i.settle(f, rec.Epoch, answerReceipt{kind: answerUnknown, cause: "panic"})
+		}
+	}()
+	resp, err := next.travel(t, req.WithContext(sendContext{f.ctx}))
+	ended = true
+	return i.conclude(f, rec.Epoch, resp, err)
+}
+
+// sendContext has no deadline: past the intent the attempt's own limit counts, not how long anybody waits.
+type sendContext struct{ context.Context }
+
+func (sendContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// mayIntend is the last moment at which the call can end with nothing sent.
+func (i *Idempotency) mayIntend(f *flight) error {
+	t := f.trip
+	if t.letter != "" && !t.expiry.IsZero() && !time.Now().Before(t.expiry) {
+		e := t.refuse("idempotency", ErrTimeout)
+		e.Limit = "expiry"
+		return e
+	}
+	select {
+	case <-i.closing:
+		return t.refuse("idempotency", ErrClosed)
+	default:
+	}
+	if !f.commit() {
+		return t.gone(f.ctx, "idempotency")
+	}
+	return nil
+}
+
+// intend is T4. Nothing is sent unless the store has said yes.
+func (i *Idempotency) intend(f *flight) (Record, error) {
+	lease := i.store.Now().Add(i.attemptLimit(f.trip.call) + 5*time.Second)
+	rec, err := i.advance(f.ctx, f.rec, keyEvent{kind: eventIntend, token: f.token, deadline: lease})
+	switch {
+	case err == nil:
+		f.rec = rec
+		i.counts.executed.Add(1)
+		return rec, nil
+	case errors.Is(err, errConflict) && rec.State == KeyConfirmed:
+		f.rec = rec
+		return rec, nil
+	}
+	f.uncommit()
+	f.rec = rec
+	switch {
+	case errors.Is(err, errConflict) && rec.State == KeyDisputed:
+		return rec, i.refuseClaim(f, rec, ErrDisputed)
+	case errors.Is(err, errConflict): // the lease ran out and somebody else has the key
+		return rec, i.refuseClaim(f, rec, ErrInFlight)
+	}
+	return rec, i.storeFailed(f, err)
+}
+
+// conclude settles the key by what came back, and says to the caller what that means.
+func (i *Idempotency) conclude(f *flight, epoch uint64, resp *http.Response, err error) (*http.Response, error) {
+	a := i.classify(f.trip.call.Operation, resp, err)
+	var l *lingering
+	if errors.As(err, &l) {
+		l.tail.after(func() { i.late(f, epoch, l.late) })
+	}
+	rec := i.settle(f, epoch, a)
+	switch a.kind {
+	case answerDone:
+		return resp, nil
+	case answerRefused:
+		f.uncommit()
+		return resp, err
+	}
+	if resp != nil {
+		_ = resp.Body.Close() // the caller gets an error instead
+	}
+	switch rec.State {
+	case KeyConfirmed: // evidence was faster than this answer
+		return i.replayed(rec), nil
+	case KeyDisputed:
+		return nil, i.refuseClaim(f, rec, ErrDisputed)
+	}
+	i.counts.inDoubt.Add(1)
+	e := f.trip.fail("idempotency", errors.Join(ErrInDoubt, err))
+	e.Key, e.StatusCode = f.key, a.status
+	var inner *Error
+	if errors.As(err, &inner) {
+		e.Limit = inner.Limit
+	}
+	return nil, e
+}
+
+// late takes what an attempt brought after its limit.
+func (i *Idempotency) late(f *flight, epoch uint64, r result) {
+	if r.panicked || r.exited {
+		return // in doubt already
+	}
+	i.settleDetached(f, epoch, i.classify(f.trip.call.Operation, r.resp, r.err))
+	if r.resp != nil {
+		_ = r.resp.Body.Close() // nobody waits for it
+	}
+}
+
+// classify says what an answer to an effect-once request means for the world.
+func (i *Idempotency) classify(operation string, resp *http.Response, err error) answerReceipt {
+	if err != nil {
+		return classifyError(err)
+	}
+	switch code := resp.StatusCode; {
+	case isSuccess(code) || code == http.StatusSwitchingProtocols:
+		a := receiptOf(resp)
+		if id, ok := i.cfg.Reconcile.(Identifier); ok && a.body != nil {
+			if a.callID, ok = id.CallID(operation, a.body); !ok {
+				a.kind, a.accepted, a.cause = answerUnknown, true, "unreadable"
+			}
+		}
+		return a
+	case isRefusalStatus(code):
+		return answerReceipt{kind: answerRefused, status: code, cause: "status"}
+	default:
+		return answerReceipt{kind: answerUnknown, status: code, cause: "status"}
+	}
+}
+
+// Identifier is implemented by a [Reconciler] that can read from a successful answer what was created. ok is false for
+// an answer that should name it and does not: then the outcome is in doubt, for want of an id.
+type Identifier interface {
+	CallID(operation string, body []byte) (id string, ok bool)
+}
+
+func classifyError(err error) answerReceipt {
+	a := answerReceipt{kind: answerUnknown, cause: "transport"}
+	var cut *truncatedError
+	switch {
+	case NotSent(err):
+		a.kind, a.cause = answerRefused, "not_sent"
+	case errors.As(err, &cut):
+		a.status, a.cause, a.accepted = cut.status, "truncated", isSuccess(cut.status)
+	case errors.Is(err, ErrTooLarge):
+		a.cause, a.accepted = "too_large", true
+	case errors.Is(err, context.DeadlineExceeded):
+		a.cause = "timeout"
+	case errors.Is(err, context.Canceled):
+		a.cause = "canceled"
+	}
+	return a
+}
+
+func isSuccess(code int) bool { return code >= 200 && code < 300 }
+
+// isRefusalStatus names the answers that prove that nothing happened: a 4xx, except those that are also given when the
+// request was being worked on.
+func isRefusalStatus(code int) bool {
+	switch code {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
+		return false
+	}
+	return code >= 400 && code < 500
+}
+
+func receiptOf(resp *http.Response) answerReceipt {
+	a := answerReceipt{kind: answerDone, status: resp.StatusCode}
+	b, ok := body.BytesOf(resp)
+	if ok && len(b) <= maxStoredBody {
+		a.body = append([]byte{}, b...)
+		a.header = http.Header{}
+		for _, name := range []string{"Content-Type", "Content-Encoding", "Location"} {
+			if v := resp.Header.Values(name); len(v) > 0 {
+				a.header[name] = append([]string(nil), v...)
+			}
+		}
+	}
+	return a
+}
+
+// settle records an answer, on the flight's goroutine. The caller's own leaving must not keep it from being recorded.
+func (i *Idempotency) settle(f *flight, epoch uint64, a answerReceipt) Record {
+	f.rec = i.record(f, f.rec, epoch, a)
+	return f.rec
+}
+
+func (i *Idempotency) settleDetached(f *flight, epoch uint64, a answerReceipt) {
+	i.record(f, Record{}, epoch, a)
+}
+
+// record writes what became of a send. If the store fails, this process remembers, and Run repeats the write.
+func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerReceipt) Record {
+	a.epoch = epoch
+	a.lease = i.claimRequest(f).lease
+	e := keyEvent{kind: eventAnswer, token: f.token, answer: a, keep: i.retention(f.named)}
+	ctx := context.WithoutCancel(f.ctx)
+	var rec Record
+	var err error
+	if from.ID != "" {
+		rec, err = i.advance(ctx, from, e)
+	} else {
+		rec, err = i.apply(ctx, f.id, e)
+	}
+	switch {
+	case err == nil:
+		i.announce(f.key, rec)
+	case !errors.Is(err, errConflict):
+		i.counts.storeErrors.Add(1)
+		i.events.emit(Event{Kind: EventStoreFailed, Operation: f.trip.call.Operation, KeyHash: keyHash(f.id)})
+		rec = i.unwritten.keep(f.id, from, e, i.store.Now())
+	}
+	return rec
+}
+
+// replayHeader flags an answer that was not given to this request: it is a stored one, or what evidence showed.
+const replayHeader = "Idempotent-Replayed"
+
+// Replayed reports whether an answer is that of an earlier request with the same key.
+func Replayed(resp *http.Response) bool {
+	return resp != nil && resp.Header.Get(replayHeader) == "true"
+}
+
+func (i *Idempotency) replayed(rec Record) *http.Response {
+	i.counts.replayed.Add(1)
+	i.events.emit(Event{Kind: EventKeyReplayed, Operation: rec.Operation, KeyHash: keyHash(rec.ID)})
+	return replay(rec)
+}
+
+func replay(rec Record) *http.Response {
+	h := rec.Header.Clone()
+	if h == nil {
+		h = http.Header{"Content-Type": {"application/json"}}
+	}
+	h.Set(replayHeader, "true")
+	status := or(rec.Status, http.StatusOK)
+	return &http.Response{
+		Status: fmt.Sprintf("%d %s", status, http.StatusText(status)), StatusCode: status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: body.NewHeld(rec.Body), ContentLength: int64(len(rec.Body)),
+	}
+}

@@ -1,0 +1,574 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// apply feeds an event to the key's state machine and writes what comes out, in one step that nobody can come between.
+// On an error it returns the record as it stands.
+func (i *Idempotency) apply(ctx context.Context, id string, e keyEvent) (Record, error) {
+	rec, err := i.load(ctx, id)
+	if err != nil {
+		return Record{ID: id}, err
+	}
+	return i.advance(ctx, rec, e)
+}
+
+// advance is apply for somebody who knows the record already; it reads it again only if that was not the latest.
+func (i *Idempotency) advance(ctx context.Context, rec Record, e keyEvent) (Record, error) {
+	for {
+		e.now = i.store.Now()
+		next, err := transition(rec, e)
+		if err == nil {
+			version, swapped, writeErr := i.swap(ctx, rec.Version, next)
+			if writeErr != nil {
+				return rec, writeErr
+			}
+			if swapped {
+				next.Version = version
+				i.unwritten.drop(rec.ID)
+				i.changed(rec, next)
+				return next, nil
+			}
+		} else if rec.Version == 0 || !errors.Is(err, errConflict) {
+			return rec, err
+		}
+		latest, loadErr := i.load(ctx, rec.ID)
+		if loadErr != nil {
+			return rec, loadErr
+		}
+		if err != nil && latest.Version == rec.Version {
+			return rec, err
+		}
+		rec = latest
+	}
+}
+
+// swap asks the store, once more after a sweep when it is full. A store that panics has failed.
+func (i *Idempotency) swap(ctx context.Context, old uint64, rec Record) (version uint64, swapped bool, err error) {
+	defer recoverAsError(&err)
+	version, swapped, err = i.store.CompareAndSwap(ctx, old, rec)
+	if errors.Is(err, ErrStoreFull) {
+		if removed, sweepErr := i.store.Sweep(ctx, sweepBatch, i.isPinned()); sweepErr == nil && removed > 0 {
+			return i.store.CompareAndSwap(ctx, old, rec)
+		}
+	}
+	return version, swapped, err
+}
+
+func recoverAsError(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("panic: %T", v)
+	}
+}
+
+// read asks the store.
+func (i *Idempotency) read(ctx context.Context, id string) (rec Record, err error) {
+	defer recoverAsError(&err)
+	rec, err = i.store.Load(ctx, id)
+	rec.ID = id
+	return rec, err
+}
+
+// load reads a record, with what this process knows better because the store would not take it.
+func (i *Idempotency) load(ctx context.Context, id string) (Record, error) {
+	rec, err := i.read(ctx, id)
+	if known, ok := i.unwritten.get(id); ok {
+		if err != nil {
+			return known.rec, nil
+		}
+		if better, transitionErr := transition(rec, known.event); transitionErr == nil {
+			better.Version = rec.Version
+			return better, nil
+		}
+	}
+	return rec, err
+}
+
+// changed tells the world about a step of a key.
+func (i *Idempotency) changed(from, to Record) {
+	if from.State == to.State {
+		return
+	}
+	kind := EventKeyChanged
+	if to.State == KeyDisputed {
+		kind = EventKeyDisputed
+		i.counts.disputed.Add(1)
+	}
+	i.events.emit(Event{
+		Kind: kind, Operation: to.Operation, KeyHash: keyHash(to.ID), From: from.State.String(), To: to.State.String(),
+		StatusCode: to.Status, Cause: to.Cause,
+	})
+	if to.State == KeyInDoubt {
+		select {
+		case i.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// announce tells whoever keeps something for the key that its outcome is known now.
+func (i *Idempotency) announce(id string, rec Record) {
+	if i.onSettle != nil && (rec.finished() || rec.State == KeyDisputed) {
+		i.onSettle(id, rec)
+	}
+}
+
+// unwritten are outcomes that the store would not take. This process answers from them; Run repeats the writes.
+type unwritten struct {
+	mu   sync.Mutex
+	list map[string]outcome
+}
+
+type outcome struct {
+	event keyEvent
+	rec   Record
+}
+
+func (u *unwritten) keep(id string, from Record, e keyEvent, now time.Time) Record {
+	e.now = now
+	rec, err := transition(from, e)
+	if err != nil {
+		rec = from
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.list == nil {
+		u.list = map[string]outcome{}
+	}
+	u.list[id] = outcome{event: e, rec: rec}
+	return rec
+}
+
+func (u *unwritten) get(id string) (outcome, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	o, ok := u.list[id]
+	return o, ok
+}
+
+func (u *unwritten) drop(id string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.list, id)
+}
+
+func (u *unwritten) ids() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	ids := make([]string, 0, len(u.list))
+	for id := range u.list {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Lookup returns the record of a key: its state, times, attempts, call id and the next planned look-up. A key that is
+// not known has State KeyFree, which is no error.
+func (i *Idempotency) Lookup(ctx context.Context, key string) (Record, error) {
+	if i == nil {
+		return Record{}, nil
+	}
+	rec, err := i.load(ctx, i.ID(key))
+	if err != nil {
+		return Record{}, &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
+	}
+	return rec, nil
+}
+
+// Resolve is the operator's word on a key that is in doubt or disputed. It says what is wrong with the resolution by
+// field, and changes nothing then. A key in another state is an error that names the state.
+func (i *Idempotency) Resolve(ctx context.Context, key string, v Resolution) error {
+	if i == nil {
+		return errors.New("idempotency is off")
+	}
+	f := faults{prefix: "Resolution"}
+	if v.State != KeyConfirmed && v.State != KeyNotApplied {
+		f.add("State", "KeyConfirmed or KeyNotApplied", v.State)
+	}
+	if v.Reason == "" {
+		f.add("Reason", "given", "nothing")
+	}
+	if err := f.err(); err != nil {
+		return err
+	}
+	id := i.ID(key)
+	i.expire(ctx, id)
+	rec, err := i.apply(ctx, id, keyEvent{kind: eventResolve, verdict: v, keep: i.cfg.TTL})
+	switch {
+	case errors.Is(err, errConflict):
+		return fmt.Errorf("the key is %v; only one that is in_doubt or disputed can be resolved", rec.State)
+	case err != nil:
+		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
+	}
+	i.settled(key, rec)
+	return nil
+}
+
+// Observe takes evidence from elsewhere: a webhook, an object that was read. Evidence about a key that is not known is
+// ignored. Two different results for one key make it disputed, whatever it was before.
+func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
+	if i == nil {
+		return nil
+	}
+	if ev.ID == "" {
+		return errors.New("Evidence.ID: must be the id of a record, got nothing")
+	}
+	rec, err := i.apply(ctx, ev.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
+	switch {
+	case errors.Is(err, errConflict): // nothing new
+		return nil
+	case err != nil:
+		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
+	}
+	i.settled("", rec)
+	return nil
+}
+
+// settled hands an outcome that came from elsewhere to those who wait for the call's own answer.
+func (i *Idempotency) settled(key string, rec Record) {
+	i.mu.Lock()
+	f := i.flights[rec.ID]
+	i.mu.Unlock()
+	if f != nil {
+		key = f.key
+		if rec.State == KeyConfirmed {
+			f.publish(result{resp: replay(rec)})
+		}
+	}
+	i.announce(or(key, rec.ID), rec)
+}
+
+// Forget removes the record of a finished key before its time, so that the key can be used anew. A key that is not
+// finished, or that a dead letter refers to, is an error and stays.
+func (i *Idempotency) Forget(ctx context.Context, key string) error {
+	if i == nil {
+		return nil
+	}
+	id := i.ID(key)
+	rec, err := i.load(ctx, id)
+	switch {
+	case err != nil:
+		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
+	case rec.State == KeyFree:
+		return nil
+	case !rec.finished():
+		return fmt.Errorf("the key is %v; only a finished one can be forgotten", rec.State)
+	case i.isPinned()(id):
+		return errors.New("a dead letter refers to the key")
+	}
+	rec.State = KeyFree
+	if _, swapped, err := i.swap(ctx, rec.Version, rec); err != nil || !swapped {
+		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
+	}
+	return nil
+}
+
+func (i *Idempotency) isPinned() func(string) bool {
+	if i.pinned == nil {
+		return func(string) bool { return false }
+	}
+	return i.pinned
+}
+
+// expire puts a key in doubt whose owner died while sending. Nothing happens to any other.
+func (i *Idempotency) expire(ctx context.Context, id string) {
+	rec, err := i.load(ctx, id)
+	if err != nil || rec.State != KeySending {
+		return
+	}
+	e := keyEvent{kind: eventExpire, claim: i.identity()}
+	_, _ = i.advance(ctx, rec, e) // one that is not due stays as it is
+}
+
+// identity is this process as the store's records know it.
+func (i *Idempotency) identity() claimRequest {
+	return claimRequest{owner: i.owner, exclusive: !i.store.Capabilities().Shared}
+}
+
+const (
+	sweepBatch = 1024
+	tendEvery  = 10 * time.Second
+	// afterRefusal is when a look-up that our own side refused is tried again.
+	afterRefusal = 5 * time.Second
+)
+
+// run looks after keys until ctx ends: it looks lost outcomes up, repeats writes that the store refused, frees what dead
+// processes held, and sweeps.
+func (i *Idempotency) run(ctx context.Context) error {
+	for {
+		wait := i.tend(ctx)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-i.wake:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+// tend goes once over everything that is not settled and returns when to come again.
+func (i *Idempotency) tend(ctx context.Context) time.Duration {
+	for _, id := range i.unwritten.ids() {
+		i.rewrite(ctx, id)
+	}
+	next := tendEvery
+	for cursor := ""; ; {
+		page, after, err := i.unsettled(ctx, cursor, 256)
+		if err != nil {
+			i.counts.storeErrors.Add(1)
+			break
+		}
+		for _, rec := range page {
+			if due := i.tendKey(ctx, rec); due > 0 {
+				next = min(next, due)
+			}
+		}
+		if cursor = after; cursor == "" || ctx.Err() != nil {
+			break
+		}
+	}
+	if _, err := i.sweep(ctx); err != nil {
+		i.counts.storeErrors.Add(1)
+	}
+	return max(next, time.Millisecond)
+}
+
+func (i *Idempotency) unsettled(ctx context.Context, cursor string, limit int) (page []Record, next string, err error) {
+	defer recoverAsError(&err)
+	return i.store.Unsettled(ctx, cursor, limit)
+}
+
+func (i *Idempotency) sweep(ctx context.Context) (n int, err error) {
+	defer recoverAsError(&err)
+	return i.store.Sweep(ctx, sweepBatch, i.isPinned())
+}
+
+func (i *Idempotency) rewrite(ctx context.Context, id string) {
+	o, ok := i.unwritten.get(id)
+	if !ok {
+		return
+	}
+	rec, err := i.read(ctx, id)
+	if err != nil {
+		return
+	}
+	e := o.event
+	e.now = i.store.Now()
+	next, err := transition(rec, e)
+	if err != nil { // the key has moved on without it
+		i.unwritten.drop(id)
+		return
+	}
+	if version, swapped, err := i.swap(ctx, rec.Version, next); err == nil && swapped {
+		next.Version = version
+		i.unwritten.drop(id)
+		i.changed(rec, next)
+		i.announce(id, next)
+	}
+}
+
+// tendKey does what is due for one key and returns when it is due again; 0: nothing is planned.
+func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
+	switch rec.State {
+	case KeySending:
+		i.expire(ctx, rec.ID)
+	case KeyClaimed:
+		if rec.orphaned(i.identity()) || !i.store.Now().Before(rec.Lease) {
+			// Its owner died before sending anything.
+			_, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
+		}
+	case KeyInDoubt:
+		if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+			return 0
+		}
+		if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
+			return due
+		}
+		after := i.find(ctx, rec)
+		return max(0, after.NextLookup.Sub(i.store.Now()))
+	}
+	return 0
+}
+
+// find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
+func (i *Idempotency) find(ctx context.Context, rec Record) Record {
+	i.counts.lookups.Add(1)
+	ev, err := i.callFind(ctx, rec)
+	ev.ID = rec.ID
+	if err == nil && len(foundIDs(ev)) > 0 {
+		i.counts.found.Add(1)
+		ev.Source = or(ev.Source, "lookup")
+		next, err := i.apply(ctx, rec.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
+		i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Count: len(ev.Calls)})
+		if err == nil {
+			i.settled("", next)
+		}
+		return next
+	}
+	e := keyEvent{kind: eventLooked}
+	now := i.store.Now()
+	switch delay := lookupDelay(rec.Lookups + 1); {
+	case err != nil:
+		i.counts.lookupErrors.Add(1)
+		e.answer.kind = answerRefused
+		e.deadline = now.Add(afterRefusal)
+	case delay >= 0:
+		e.answer.kind = answerUnknown
+		e.deadline = now.Add(jitter(delay))
+	default:
+		e.answer.kind = answerUnknown // the plan is used up: a webhook or a person settles it
+	}
+	i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Attempt: rec.Lookups + 1})
+	next, applyErr := i.apply(ctx, rec.ID, e)
+	if applyErr != nil {
+		return Record{}
+	}
+	return next
+}
+
+// callFind asks the reconciler, past caches and shared answers, at bulk priority.
+func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, err error) {
+	defer recoverAsError(&err)
+	o := overridesOf(ctx)
+	o.fresh, o.call.Priority = true, PriorityBulk
+	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
+}
+
+// jitter spreads a delay by a tenth either way.
+func jitter(d time.Duration) time.Duration {
+	tenth := int64(d / 10)
+	return d - time.Duration(tenth) + time.Duration(rand.Int64N(2*tenth+1)) //nolint:gosec // jitter needs no secret
+}
+
+// standing looks a key up now, for somebody who would send it again.
+func (i *Idempotency) standing(ctx context.Context, key string) Record {
+	if i == nil {
+		return Record{}
+	}
+	id := i.ID(key)
+	i.expire(ctx, id)
+	rec, err := i.load(ctx, id)
+	if err != nil {
+		return Record{ID: id, State: KeyInDoubt} // not known: nothing may be sent
+	}
+	if rec.State == KeyInDoubt && i.cfg.Reconcile != nil {
+		if after := i.find(ctx, rec); after.ID != "" {
+			return after
+		}
+	}
+	return rec
+}
+
+// shutdown refuses new flights and waits for those under way. Those that have not landed when ctx ends are recorded as in
+// doubt, as far as they may have been sent, and counted in the error.
+func (i *Idempotency) shutdown(ctx context.Context) error {
+	i.mu.Lock()
+	i.shut = true
+	i.mu.Unlock()
+	landed := make(chan struct{})
+	go func() {
+		i.active.Wait()
+		close(landed)
+	}()
+	select {
+	case <-landed:
+		return nil
+	case <-ctx.Done():
+	}
+	i.mu.Lock()
+	flights := make([]*flight, 0, len(i.flights))
+	for _, f := range i.flights {
+		flights = append(flights, f)
+	}
+	i.mu.Unlock()
+	inDoubt := 0
+	for _, f := range flights {
+		if f.sent() && i.abandon(f) {
+			inDoubt++
+		}
+		f.cancel(ErrClosed)
+	}
+	if len(flights) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d calls were still under way, %d of them are in doubt now", len(flights), inDoubt)
+}
+
+// abandon records the send of a flight as in doubt before its answer is there.
+func (i *Idempotency) abandon(f *flight) bool {
+	ctx := context.WithoutCancel(f.ctx)
+	rec, err := i.load(ctx, f.id)
+	if err != nil || rec.State != KeySending {
+		return false
+	}
+	a := answerReceipt{kind: answerUnknown, cause: "closed", epoch: rec.Epoch}
+	_, err = i.advance(ctx, rec, keyEvent{kind: eventAnswer, token: f.token, answer: a})
+	return err == nil
+}
+
+// IdempotencyStats is a snapshot; the counters run from the start.
+type IdempotencyStats struct {
+	// Executed counts sends, Replayed stored answers given, Joined callers who shared a flight.
+	Executed, Replayed, Joined uint64
+	// InFlight, Reused count refusals: another process has the key, the key belongs to another request.
+	InFlight, Reused uint64
+	// GivenBack counts keys that were free again without having had an effect.
+	GivenBack uint64
+	// InDoubt and Disputed count how often a key came into that state.
+	InDoubt, Disputed uint64
+	// StoreErrors counts failures of the store, Unwritten the outcomes that it has not taken yet.
+	StoreErrors uint64
+	Unwritten   int
+	// Lookups, Found, LookupErrors count what the reconciler did.
+	Lookups, Found, LookupErrors uint64
+	// Flights are the effect-once calls under way now.
+	Flights  int
+	Delivery DeliveryStats
+}
+
+// Stats may be called at any time.
+func (i *Idempotency) Stats() IdempotencyStats {
+	if i == nil {
+		return IdempotencyStats{}
+	}
+	c := &i.counts
+	return IdempotencyStats{
+		Executed: c.executed.Load(), Replayed: c.replayed.Load(), Joined: c.joined.Load(), InFlight: c.inFlight.Load(),
+		Reused: c.reused.Load(), GivenBack: c.refused.Load(), InDoubt: c.inDoubt.Load(), Disputed: c.disputed.Load(),
+		StoreErrors: c.storeErrors.Load(), Unwritten: len(i.unwritten.ids()), Lookups: c.lookups.Load(),
+		Found: c.found.Load(), LookupErrors: c.lookupErrors.Load(), Flights: int(c.flights.Load()),
+		Delivery: i.events.stats(),
+	}
+}
+
+// Unsettled lists the keys that are in doubt or disputed, at most limit of them, for health and for operators.
+func (i *Idempotency) Unsettled(ctx context.Context, limit int) ([]Record, error) {
+	if i == nil {
+		return nil, nil
+	}
+	var list []Record
+	for cursor := ""; len(list) < limit; {
+		page, next, err := i.unsettled(ctx, cursor, 256)
+		if err != nil {
+			return list, &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
+		}
+		for _, rec := range page {
+			if (rec.State == KeyInDoubt || rec.State == KeyDisputed) && len(list) < limit {
+				list = append(list, rec)
+			}
+		}
+		if cursor = next; cursor == "" {
+			break
+		}
+	}
+	return list, nil
+}

@@ -16,11 +16,17 @@ import (
 type network struct {
 	mu      sync.Mutex
 	address string // once known, for listening again
-	server  *http.Server
+	live    *listening
 	off     bool // told to stop listening
 
 	handlers sync.WaitGroup // requests under way
-	serving  sync.WaitGroup // accept loops
+}
+
+// listening is the time between a start and a stop.
+type listening struct {
+	listener net.Listener
+	server   *http.Server
+	over     chan struct{} // closed when nothing is accepted any more
 }
 
 // URL returns the address of the server for real HTTP, like "http://127.0.0.1:40123", without a slash at the end. The
@@ -67,7 +73,7 @@ func (s *Server) StartListening() error {
 	if s.isClosed() {
 		return errors.New("retelltest: server is closed")
 	}
-	if s.net.address != "" && s.net.server == nil {
+	if s.net.address != "" && s.net.live == nil {
 		if err := s.net.listen(s.net.address, s.Handler()); err != nil {
 			return err
 		}
@@ -100,30 +106,30 @@ func (n *network) listen(address string, h http.Handler) error {
 		return err
 	}
 	n.address = l.Addr().String()
-	n.server = &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
-	n.serving.Add(1)
-	go func(server *http.Server) {
-		defer n.serving.Done()
-		_ = server.Serve(l)
-	}(n.server)
+	live := &listening{
+		listener: l, server: &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}, over: make(chan struct{}),
+	}
+	n.live = live
+	go func() {
+		defer close(live.over)
+		_ = live.server.Serve(l)
+	}()
 	return nil
 }
 
-// stop closes listener and connections.
+// stop closes listener and connections. When it returns, the operating system refuses.
 func (n *network) stop() {
 	n.mu.Lock()
-	server := n.server
-	n.server = nil
+	live := n.live
+	n.live = nil
 	n.mu.Unlock()
-	if server != nil {
-		_ = server.Close()
+	if live == nil {
+		return
 	}
-}
-
-// wait waits for accept loops and requests. Nothing new may begin any more.
-func (n *network) wait() {
-	n.serving.Wait()
-	n.handlers.Wait()
+	_ = live.listener.Close() // http.Server.Close misses it until Serve has begun
+	_ = live.server.Close()
+	<-live.over
+	_ = live.server.Close() // for a connection that came in between
 }
 
 // Handler returns the server as an http.Handler. Besides Retell's paths it knows, without credentials, GET /_/rings (see

@@ -133,7 +133,7 @@ func (s *Server) Close() {
 	}
 	s.mu.Unlock()
 	s.net.stop()
-	s.net.wait()
+	s.net.handlers.Wait()
 }
 
 // schedule runs do, without the lock, d from now, unless the server is closed by then. The lock is held by the caller.

@@ -334,6 +334,27 @@ func TestHTTPClientTimeoutEndsAHang(t *testing.T) {
 	})
 }
 
+func TestRequestCancelEndsAHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer()
+		defer srv.Close()
+		srv.Inject(retelltest.Any, retelltest.HangBeforeEffect())
+		cancel := make(chan struct{})
+		time.AfterFunc(time.Second, func() { close(cancel) })
+		req := newRequest(t.Context(), t, "POST", base+"/v2/create-phone-call", dialBody(""))
+		req.Cancel = cancel //nolint:staticcheck // http.Client sets it for foreign transports
+		start := time.Now()
+		_, err := srv.Transport().RoundTrip(req) //nolint:bodyclose // no response
+		require.Error(t, err)
+		require.False(t, resilience.NotSent(err))
+		require.Equal(t, time.Second, time.Since(start))
+
+		_, err = srv.Transport().RoundTrip(req) //nolint:bodyclose // no response
+		require.True(t, resilience.NotSent(err))
+		require.Zero(t, srv.Rings(to))
+	})
+}
+
 func TestClosedOrDownServerRefuses(t *testing.T) {
 	srv := retelltest.NewServer()
 	call := func() error {

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience/internal/body"
@@ -371,6 +372,7 @@ func TestF05_NobodyIsServedWhatBelongsToAnother(t *testing.T) {
 		return req
 	}
 	others := map[string]*http.Request{
+		"content type":        with(func(r *http.Request) { r.Header.Set("Content-Type", "text/csv") }),
 		"authorization":       with(func(r *http.Request) { r.Header.Set("Authorization", "Bearer B") }),
 		"no authorization":    with(func(r *http.Request) { r.Header.Del("Authorization") }),
 		"cookie":              with(func(r *http.Request) { r.Header.Set("Cookie", "s=1") }),
@@ -409,6 +411,23 @@ func TestF05_NobodyIsServedWhatBelongsToAnother(t *testing.T) {
 	}
 }
 
+func TestF05_TheOrderOfJSONMembersIsNoDifference(t *testing.T) {
+	f, s, rt := newShop(t, FallbackConfig{})
+	ask := func(text string) error {
+		req, err := http.NewRequestWithContext(WithCall(t.Context(), Call{Effect: EffectRead}), http.MethodPost, callURL, strings.NewReader(text))
+		require.NoError(t, err)
+		_, err = rt.RoundTrip(req)
+		return err
+	}
+	require.NoError(t, ask(`{"limit": 10, "filter": {"a": 1, "b": 2}}`))
+	require.NoError(t, ask(`{"filter":{"b":2,"a":1},"limit":10}`))
+	require.Equal(t, 1, f.Stats().Entries)
+	s.fails(errDown)
+	require.NoError(t, ask(`{"filter":{"b":2,"a":1},"limit":10}`))
+	require.ErrorIs(t, ask(`{"filter":{"b":2,"a":1},"limit":11}`), errDown)
+	require.ErrorIs(t, ask(`not JSON`), errDown)
+}
+
 func TestF05_ConcurrentReadsOfTwoTenantsAreNotShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{})
@@ -420,7 +439,7 @@ func TestF05_ConcurrentReadsOfTwoTenantsAreNotShared(t *testing.T) {
 			go func() {
 				tenant := fmt.Sprint("Bearer ", i%2)
 				_, text := readText(t, rt, "Authorization", tenant)
-				require.Equal(t, tenant, text)
+				assert.Equal(t, tenant, text)
 			}()
 		}
 		time.Sleep(time.Minute)
@@ -624,9 +643,9 @@ func TestF10_OneCallForAllWhoAskAtOnce(t *testing.T) {
 		for range 200 {
 			done.Go(func() {
 				resp, text := readText(t, rt)
-				require.Equal(t, "good", text)
+				assert.Equal(t, "good", text)
 				requireUpstream(t, resp)
-				require.NotNil(t, resp.Request)
+				assert.NotNil(t, resp.Request)
 				resp.Header.Set("X", "mine") // nobody else's
 			})
 		}
@@ -717,7 +736,7 @@ func TestF10_WhenTheLeaderEndsAFollowerLeads(t *testing.T) {
 				for range 50 {
 					followers.Go(func() {
 						_, text := readText(t, rt)
-						require.Equal(t, "good", text)
+						assert.Equal(t, "good", text)
 					})
 				}
 				followers.Wait()
@@ -817,8 +836,8 @@ func TestF10_WhatIsNotShared(t *testing.T) {
 							ctx = WithCall(ctx, c.call(i))
 						}
 						resp, err := rt.RoundTrip(readOf(ctx, t, callURL))
-						require.NoError(t, err)
-						require.Equal(t, "good", textOf(t, resp))
+						assert.NoError(t, err)
+						assert.Equal(t, "good", textOf(t, resp))
 					})
 				}
 				done.Wait()
@@ -841,9 +860,9 @@ func TestF10_ARefusalIsSharedToo(t *testing.T) {
 		for range 5 {
 			done.Go(func() {
 				resp, text := readText(t, rt)
-				require.Equal(t, http.StatusTooManyRequests, resp.StatusCode)
-				require.Equal(t, "7", resp.Header.Get("Retry-After"))
-				require.Equal(t, "slow down", text)
+				assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode)
+				assert.Equal(t, "7", resp.Header.Get("Retry-After"))
+				assert.Equal(t, "slow down", text)
 			})
 		}
 		done.Wait()
@@ -882,7 +901,7 @@ func TestF11_AnErrorIsSharedButNotReplayed(t *testing.T) {
 		for range 10 {
 			done.Go(func() {
 				_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
-				require.ErrorIs(t, err, errDown)
+				assert.ErrorIs(t, err, errDown)
 			})
 		}
 		done.Wait()

@@ -96,10 +96,10 @@ func readText(t *testing.T, rt http.RoundTripper, header ...string) (*http.Respo
 	t.Helper()
 	resp, err := rt.RoundTrip(readOf(t.Context(), t, callURL, header...))
 	require.NoError(t, err)
-	return resp, textOf(t, resp)
+	return resp, wholeText(t, resp)
 }
 
-func textOf(t *testing.T, resp *http.Response) string {
+func wholeText(t *testing.T, resp *http.Response) string {
 	t.Helper()
 	b, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
@@ -205,7 +205,7 @@ func TestF02_FuncGetsTheRequestAndTheError(t *testing.T) {
 	s.fails(errDown)
 	resp, err := rt.RoundTrip(request())
 	require.NoError(t, err)
-	require.Equal(t, "made up", textOf(t, resp))
+	require.Equal(t, "made up", wholeText(t, resp))
 	require.ErrorIs(t, cause, errDown)
 	require.Equal(t, `{"limit":1}`, body)
 	require.Equal(t, "Bearer x", asked.Header.Get("Authorization"))
@@ -219,11 +219,33 @@ func TestF02_FuncGetsTheRequestAndTheError(t *testing.T) {
 	s.says(http.StatusServiceUnavailable, "busy")
 	resp, err = rt.RoundTrip(request())
 	require.NoError(t, err)
-	require.Equal(t, "made up", textOf(t, resp))
+	require.Equal(t, "made up", wholeText(t, resp))
 	var ours *Error
 	require.ErrorAs(t, cause, &ours)
 	require.Equal(t, http.StatusServiceUnavailable, ours.StatusCode)
 	require.Equal(t, uint64(2), f.Stats().FuncCalls)
+}
+
+// closeWatch is a body that tells whether it was closed.
+type closeWatch struct {
+	io.Reader
+	closed atomic.Bool
+}
+
+func (c *closeWatch) Close() error { c.closed.Store(true); return nil }
+
+func TestF02_AFailedStreamIsClosedWhenAnotherAnswerTakesItsPlace(t *testing.T) {
+	_, s, rt := newShop(t, FallbackConfig{})
+	readText(t, rt)
+	watch := &closeWatch{Reader: strings.NewReader("data: x")}
+	s.set(func(int, *http.Request) (*http.Response, error) {
+		resp := said(http.StatusBadGateway, "", "Content-Type", "text/event-stream")
+		resp.Body = watch
+		return resp, nil
+	})
+	_, text := readText(t, rt)
+	require.Equal(t, "good", text)
+	require.True(t, watch.closed.Load())
 }
 
 func TestF03_BothFail(t *testing.T) {
@@ -600,8 +622,13 @@ func TestF09_EachReaderGetsTheirOwnCopy(t *testing.T) {
 		require.Equal(t, "good", text)
 		require.Equal(t, []string{"1", "2"}, resp.Header["X"])
 		resp.Header["X"][0] = "changed"
-		resp.Header.Add("X", "3")
-		resp.Header.Set("Age", "x")
+		for name := range resp.Header {
+			before := resp.Header.Clone()
+			resp.Header.Add(name, "more") // must not write over a neighbour
+			for other, values := range before {
+				require.Equal(t, values, resp.Header[other][:len(values)])
+			}
+		}
 	}
 }
 
@@ -611,13 +638,13 @@ func TestF09_TheMarkSurvivesHTTPClient(t *testing.T) {
 		client := &http.Client{Transport: rt, Timeout: time.Minute}
 		resp, err := client.Get(callURL)
 		require.NoError(t, err)
-		require.Equal(t, "good", textOf(t, resp))
+		require.Equal(t, "good", wholeText(t, resp))
 		s.fails(errDown)
 		time.Sleep(2 * time.Second)
 		resp, err = client.Get(callURL)
 		require.NoError(t, err)
 		requireServed(t, resp, Fresh, 2*time.Second, "transport")
-		require.Equal(t, "good", textOf(t, resp))
+		require.Equal(t, "good", wholeText(t, resp))
 	})
 }
 
@@ -837,7 +864,7 @@ func TestF10_WhatIsNotShared(t *testing.T) {
 						}
 						resp, err := rt.RoundTrip(readOf(ctx, t, callURL))
 						assert.NoError(t, err)
-						assert.Equal(t, "good", textOf(t, resp))
+						assert.Equal(t, "good", wholeText(t, resp))
 					})
 				}
 				done.Wait()
@@ -1167,7 +1194,7 @@ func TestF17_AReadThatAWriteOvertookIsNotKept(t *testing.T) {
 		read := func() {
 			resp, err := readAt(t, rt, "abc")
 			require.NoError(t, err)
-			old <- textOf(t, resp)
+			old <- wholeText(t, resp)
 		}
 		go read()
 		time.Sleep(time.Millisecond)
@@ -1177,14 +1204,14 @@ func TestF17_AReadThatAWriteOvertookIsNotKept(t *testing.T) {
 		require.NoError(t, err)
 		resp, err := readAt(t, rt, "abc")
 		require.NoError(t, err)
-		require.Equal(t, "new", textOf(t, resp), "who asks after the write must not join a read from before it")
+		require.Equal(t, "new", wholeText(t, resp), "who asks after the write must not join a read from before it")
 		require.Equal(t, "old", <-old)
 		require.Equal(t, "old", <-old)
 		require.Equal(t, 3, s.count())
 		s.fails(errDown)
 		resp, err = readAt(t, rt, "abc")
 		require.NoError(t, err)
-		require.Equal(t, "new", textOf(t, resp))
+		require.Equal(t, "new", wholeText(t, resp))
 		requireNothingUnderWay(t, f)
 	})
 }
@@ -1341,7 +1368,9 @@ func TestF20_RefreshesAreBoundedAndEndAtClose(t *testing.T) {
 		require.ErrorIs(t, f.drain(ctx), context.DeadlineExceeded)
 		require.Equal(t, maxRefreshes, f.Stats().Refreshing)
 		close(closing)
+		now := time.Now()
 		require.NoError(t, f.drain(t.Context()))
+		require.Equal(t, now, time.Now(), "at once")
 		before := s.count()
 		_, err := readAt(t, rt, "1")
 		require.NoError(t, err)
@@ -1454,7 +1483,7 @@ func TestFallbackEverythingAtOnce(t *testing.T) {
 		}
 		resp, err := rt.RoundTrip(req)
 		if err == nil && resp.StatusCode == http.StatusOK {
-			require.Equal(t, "/"+id+tenant, textOf(t, resp))
+			require.Equal(t, "/"+id+tenant, wholeText(t, resp))
 		}
 		if n := f.Stats().Bytes; n > 20<<10 {
 			t.Errorf("%d bytes", n)

@@ -30,10 +30,9 @@ func fail(t *testing.T, g *Gate) {
 func TestB26_OnlyElapsedTimeMatters(t *testing.T) {
 	// The wall clock cannot be set here. What makes it not matter is that every instant is a monotonic difference to an
 	// epoch that has a monotonic reading; the wall part of that epoch may be anything.
+	require.Contains(t, New(testConfig(), "").epoch.String(), " m=")
 	synctest.Test(t, func(t *testing.T) {
 		g := New(testConfig(), "")
-		require.Contains(t, g.epoch.String(), " m=")
-		require.NotContains(t, g.epoch.Round(0).String(), " m=", "the check above tells the two apart")
 		fail(t, g)
 		time.Sleep(50*time.Millisecond - 1)
 		_, wait, err := g.Enter()

@@ -37,7 +37,7 @@ func report(t *testing.T, b *Breaker, outcomes string) {
 	}
 }
 
-func admitted(t *testing.T, b *Breaker) func(Outcome) {
+func admits(t *testing.T, b *Breaker) func(Outcome) {
 	t.Helper()
 	done, err := b.Allow()
 	require.NoError(t, err)
@@ -221,12 +221,12 @@ func TestB10_SlowCallsOpenTheCircuit(t *testing.T) {
 		var events heard
 		b := newTestBreaker(t, BreakerConfig{SlowCall: 4 * time.Second, MinCalls: 5, Window: time.Minute, OnEvent: events.listen})
 		for _, took := range []time.Duration{5 * time.Second, 5 * time.Second, 100 * time.Millisecond, 100 * time.Millisecond} {
-			done := admitted(t, b)
+			done := admits(t, b)
 			time.Sleep(took)
 			done(OutcomeSuccess)
 		}
 		require.Equal(t, BreakerClosed, b.State())
-		done := admitted(t, b)
+		done := admits(t, b)
 		time.Sleep(5 * time.Second)
 		done(OutcomeSuccess)
 		require.Equal(t, BreakerOpen, b.State())
@@ -241,11 +241,11 @@ func TestB10_SlowCallsOpenTheCircuit(t *testing.T) {
 func TestB10_ExactlyTheLimitIsNotSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBreaker(t, BreakerConfig{SlowCall: 4 * time.Second, MinCalls: 1})
-		done := admitted(t, b)
+		done := admits(t, b)
 		time.Sleep(4 * time.Second)
 		done(OutcomeSuccess)
 		require.Zero(t, b.Stats().Window.Slow)
-		done = admitted(t, b)
+		done = admits(t, b)
 		time.Sleep(4*time.Second + 1)
 		done(OutcomeSuccess)
 		require.Equal(t, 1, b.Stats().LastTrip.Slow)
@@ -475,7 +475,7 @@ func TestB18_ACallLongerThanTheWindowCounts(t *testing.T) {
 		b := newTestBreaker(t, BreakerConfig{MinCalls: 30})
 		var pending []func(Outcome)
 		for range 30 {
-			pending = append(pending, admitted(t, b))
+			pending = append(pending, admits(t, b))
 		}
 		time.Sleep(12 * time.Second)
 		for _, done := range pending {
@@ -536,7 +536,7 @@ func TestB20_ConcurrentFailuresOpenOnce(t *testing.T) {
 		b.opened = func() { told.Add(1) }
 		var pending []func(Outcome)
 		for range 25 {
-			pending = append(pending, admitted(t, b))
+			pending = append(pending, admits(t, b))
 		}
 		for _, done := range pending {
 			go done(OutcomeFailure)
@@ -578,7 +578,7 @@ func TestB21_ALateFailureDoesNotProlong(t *testing.T) {
 func TestB22_ALateSuccessDoesNotClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBreaker(t, BreakerConfig{MinCalls: 1})
-		older := admitted(t, b)
+		older := admits(t, b)
 		report(t, b, "F")
 		time.Sleep(31 * time.Second) // the period is over, but nobody has come yet
 		older(OutcomeSuccess)
@@ -597,7 +597,7 @@ func TestB23_ATrialIsAdmittedAtExactlyTheWait(t *testing.T) {
 		require.Equal(t, time.Duration(1), refusedBy(t, b))
 		require.EqualValues(t, 2, b.Stats().Rejected)
 		time.Sleep(1)
-		admitted(t, b)
+		admits(t, b)
 		require.Equal(t, BreakerHalfOpen, b.State())
 		require.EqualValues(t, 1, b.Stats().HalfOpened)
 	})
@@ -681,12 +681,12 @@ func TestB28_PermitsAreExactAndComeBack(t *testing.T) {
 			time.Sleep(b.Stats().RetryAfter)
 			var trials []func(Outcome)
 			for range 4 {
-				trials = append(trials, admitted(t, b))
+				trials = append(trials, admits(t, b))
 			}
 			require.Zero(t, refusedBy(t, b))
 			refusedBy(t, b)
 			trials[2](OutcomeIgnored)
-			again := admitted(t, b)
+			again := admits(t, b)
 			refusedBy(t, b)
 			again(OutcomeFailure)
 			require.Equal(t, BreakerOpen, b.State())
@@ -715,7 +715,7 @@ func TestB29_ASlowTrialHasNotPassed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openedBreaker(t, BreakerConfig{SlowCall: 4 * time.Second})
 		time.Sleep(30 * time.Second)
-		done := admitted(t, b)
+		done := admits(t, b)
 		time.Sleep(5 * time.Second)
 		done(OutcomeSuccess)
 		require.Equal(t, BreakerOpen, b.State())
@@ -789,7 +789,7 @@ func TestB34_ATrialThatHangsIsGivenUp(t *testing.T) {
 		})
 		b.opened = func() { told.Add(1) }
 		time.Sleep(10 * time.Second)
-		hanging := admitted(t, b)
+		hanging := admits(t, b)
 		time.Sleep(time.Second - 1)
 		require.Equal(t, BreakerHalfOpen, b.State())
 		time.Sleep(time.Second + 1)
@@ -801,7 +801,7 @@ func TestB34_ATrialThatHangsIsGivenUp(t *testing.T) {
 		require.EqualValues(t, 1, told.Load())
 
 		time.Sleep(9 * time.Second)
-		next := admitted(t, b)
+		next := admits(t, b)
 		hanging(OutcomeSuccess)
 		require.Equal(t, BreakerHalfOpen, b.State(), "a late result changes nothing")
 		next(OutcomeSuccess)
@@ -821,7 +821,7 @@ func TestB34_NobodyLooksUntilThatPeriodIsOverToo(t *testing.T) {
 		b := openedBreaker(t, BreakerConfig{Trials: 2, TrialLimit: time.Second, OnEvent: events.listen})
 		time.Sleep(30 * time.Second)
 		report(t, b, "S")
-		hanging := admitted(t, b)
+		hanging := admits(t, b)
 		time.Sleep(time.Hour)
 		require.Equal(t, BreakerHalfOpen, b.State())
 		require.NoError(t, b.refusal(Call{}))
@@ -842,7 +842,7 @@ func TestB34_AResultAtTheLimitIsTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openedBreaker(t, BreakerConfig{TrialLimit: time.Second})
 		time.Sleep(30 * time.Second)
-		trial := admitted(t, b)
+		trial := admits(t, b)
 		time.Sleep(time.Second)
 		trial(OutcomeSuccess)
 		require.Equal(t, BreakerOpen, b.State())
@@ -852,10 +852,10 @@ func TestB34_AResultAtTheLimitIsTooLate(t *testing.T) {
 func TestB35_ASuccessFromBeforeTheOpeningIsNoTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBreaker(t, BreakerConfig{MinCalls: 1})
-		older := admitted(t, b)
+		older := admits(t, b)
 		report(t, b, "F")
 		time.Sleep(30 * time.Second)
-		trial := admitted(t, b)
+		trial := admits(t, b)
 		older(OutcomeSuccess)
 		require.Equal(t, BreakerHalfOpen, b.State())
 		refusedBy(t, b)
@@ -894,14 +894,14 @@ func TestB40_ResetFromAnyState(t *testing.T) {
 		prepare := map[string]func(b *Breaker){
 			"closed":      func(*Breaker) {},
 			"open":        func(b *Breaker) { report(t, b, "FF") },
-			"half-open":   func(b *Breaker) { report(t, b, "FF"); time.Sleep(30 * time.Second); admitted(t, b) },
+			"half-open":   func(b *Breaker) { report(t, b, "FF"); time.Sleep(30 * time.Second); admits(t, b) },
 			"forced":      func(b *Breaker) { b.ForceOpen() },
 			"forced shut": func(b *Breaker) { b.ForceClose() },
 		}
 		for name, reach := range prepare {
 			var events heard
 			b := newTestBreaker(t, BreakerConfig{MinCalls: 2, OnEvent: events.listen})
-			older := admitted(t, b)
+			older := admits(t, b)
 			reach(b)
 			synctest.Wait()
 			before := len(events.kinds())
@@ -1068,7 +1068,7 @@ func TestB46_ManyBreakersLeaveNothingBehind(t *testing.T) {
 			b := openedBreaker(t, BreakerConfig{OnEvent: func(Event) {}, Key: func(c Call) string { return c.Operation }})
 			_, _ = through(t.Context(), b, answering(http.StatusOK))
 			time.Sleep(30 * time.Second)
-			admitted(t, b) // and never done
+			admits(t, b) // and never done
 		}
 	})
 }
@@ -1076,7 +1076,7 @@ func TestB46_ManyBreakersLeaveNothingBehind(t *testing.T) {
 func TestB47_DoneTwiceCountsOnce(t *testing.T) {
 	b := newTestBreaker(t, BreakerConfig{MinCalls: 100})
 	for range 200 { // more than share one word of marks
-		done := admitted(t, b)
+		done := admits(t, b)
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() { done(OutcomeSuccess) })
@@ -1092,7 +1092,7 @@ func TestB47_ADoneNeverCalledIsReclaimed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openedBreaker(t, BreakerConfig{OpenFor: time.Second, MaxOpenFor: time.Second, TrialLimit: time.Minute})
 		time.Sleep(time.Second)
-		admitted(t, b)
+		admits(t, b)
 		time.Sleep(time.Minute + time.Second)
 		report(t, b, "S")
 		require.Equal(t, BreakerClosed, b.State())
@@ -1112,8 +1112,8 @@ func TestB47_AllowCostsOneAllocation(t *testing.T) {
 func TestB47_TheZeroOutcomeIsAFailure(t *testing.T) {
 	b := newTestBreaker(t, BreakerConfig{})
 	var forgotten Outcome
-	admitted(t, b)(forgotten)
-	admitted(t, b)(Outcome(77))
+	admits(t, b)(forgotten)
+	admits(t, b)(Outcome(77))
 	require.Equal(t, BreakerCounts{Failures: 2}, b.Stats().Window)
 }
 
@@ -1215,7 +1215,7 @@ func TestBreaker_ReadsMoveNothing(t *testing.T) {
 		require.Equal(t, []EventKind{EventCircuitOpen}, events.kinds())
 		require.Zero(t, b.Stats().HalfOpened)
 		require.Zero(t, b.Stats().Circuits)
-		admitted(t, b)
+		admits(t, b)
 	})
 }
 
@@ -1228,7 +1228,7 @@ func TestBreaker_RefusalAsksWithoutTouching(t *testing.T) {
 		require.Zero(t, b.Stats().Rejected)
 		time.Sleep(30 * time.Second)
 		require.NoError(t, b.refusal(Call{}))
-		done := admitted(t, b)
+		done := admits(t, b)
 		require.ErrorIs(t, b.refusal(Call{}), ErrOpen, "all trials are taken")
 		done(OutcomeIgnored)
 		require.NoError(t, b.refusal(Call{}))

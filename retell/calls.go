@@ -89,10 +89,18 @@ func (s Calls) CreateWebCall(ctx context.Context, p CreateWebCallParams, opts ..
 		return nil, err
 	}
 	call, err := Do[WebCall](ctx, s.c, "POST", "/v3/create-web-call", p, opts...)
-	if err == nil && (call.CallID == "" || call.AccessToken == "") {
+	switch {
+	case err != nil:
+		return nil, err
+	case call.CallID == "":
 		return nil, withoutID(operation, call.Meta)
+	case call.AccessToken == "": // known from a look-up: the answer with the token was lost
+		return nil, &Error{
+			Operation: operation, StatusCode: call.StatusCode, Message: capped(string(call.Raw)),
+			text: "the access token is lost, make another call under a new key", kinds: []error{ErrBadAnswer},
+		}
 	}
-	return call, err
+	return call, nil
 }
 
 // RegisterPhoneCallParams describe a call that your own telephony makes. A zero field is not sent.

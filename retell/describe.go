@@ -16,9 +16,10 @@ import (
 // A request that the catalogue does not know is described by its method, and its operation is the method: an operation
 // never holds an id, so it can label metrics.
 //
-// Resource is "call/abc" for one call and "call" for the collection, where lists read and creates write; so a write to
-// "call/abc" concerns "call" as well. An id stands there in one spelling, percent-encoded where it has to be. Phone calls,
-// texts and batches name no resource, so that no later one can supersede an earlier one that waits in the dead-letter queue.
+// Resource is a path: "call/abc" for one call, "call/abc/live" for a part of it, "call" for the collection, where lists read
+// and creates write. A write concerns what is at, below and above its resource. An id stands there in one spelling,
+// percent-encoded where it has to be. Phone calls, texts and batches name no resource, so that no later one can supersede
+// an earlier one that waits in the dead-letter queue.
 //
 // It is safe for concurrent use and does not change the request.
 func Describe(req *http.Request) resilience.Call {
@@ -38,7 +39,7 @@ func describePath(method, escaped string) resilience.Call {
 	}
 	c := r.call
 	if r.byID {
-		c.Resource += "/" + canonicalID(id)
+		c.Resource += "/" + canonicalID(id) + r.part
 	}
 	return c
 }
@@ -46,8 +47,9 @@ func describePath(method, escaped string) resilience.Call {
 // route is an endpoint prepared for matching.
 type route struct {
 	endpoint
-	call resilience.Call // Resource without the id
-	byID bool            // the resource ends in the first id of the path
+	call resilience.Call // Resource up to the id
+	byID bool            // the resource has the first id of the path
+	part string          // what the resource has behind the id
 	rest []string        // the segments behind the name; "" for an id
 }
 
@@ -61,7 +63,8 @@ func buildRoutes() map[routeKey]*route {
 	for _, e := range endpoints {
 		name, rest := splitName(e.path[1:])
 		r := &route{endpoint: e, call: e.describe()}
-		r.call.Resource, _, r.byID = strings.Cut(e.resource, "/")
+		r.call.Resource, r.part, r.byID = strings.Cut(e.resource, "/")
+		r.part = r.part[strings.IndexByte(r.part, '}')+1:]
 		for rest != "" {
 			var segment string
 			segment, rest, _ = strings.Cut(rest, "/")

@@ -58,6 +58,8 @@ const (
 
 // endpoints is the catalogue. A test compares it with testdata/endpoints.tsv, row by row. Things to know:
 //   - A PUT that is billed each time (rerun-call-analysis) happens once; a POST that only searches (list-calls) is a read.
+//   - A write that leaves the settings of a thing alone names a part of it ("call/{call_id}/live"): it concerns what is
+//     cached of the call, and does not supersede an update of the call that waits in the dead-letter queue.
 //   - The writes that reach a person (create-phone-call, create-sms-chat, create-batch-call) and those that only hand out a
 //     token name no resource: a later success must never supersede a waiting letter to somebody else.
 var endpoints = [...]endpoint{
@@ -66,12 +68,12 @@ var endpoints = [...]endpoint{
 	{"PATCH", "/update-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}", keep},
 	{"POST", "/v2/list-agents", read, request, normal, "agent", cached},
 	{"DELETE", "/delete-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}", keep | absent422},
-	{"POST", "/create-agent-version/{agent_id}", once, request, normal, "agent/{agent_id}", 0},
-	{"DELETE", "/delete-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}", 0},
-	{"GET", "/get-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}", cached},
-	{"GET", "/list-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}", cached},
-	{"POST", "/publish-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}", keep},
-	{"POST", "/repair-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}", 0},
+	{"POST", "/create-agent-version/{agent_id}", once, request, normal, "agent/{agent_id}/version", 0},
+	{"DELETE", "/delete-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}/version", 0},
+	{"GET", "/get-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}/version", cached},
+	{"GET", "/list-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}/version", cached},
+	{"POST", "/publish-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}/version", keep},
+	{"POST", "/repair-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}/repair", 0},
 
 	{"POST", "/create-app", once, request, normal, "app", 0},
 	{"PATCH", "/update-app/{app_id}", idempotent, request, normal, "app/{app_id}", keep},
@@ -93,16 +95,16 @@ var endpoints = [...]endpoint{
 	{"POST", "/v3/create-web-call", once, request, critical, "call", 0},
 	{"POST", "/v2/listen-live-call/{call_id}", once, request, critical, "", 0},
 	{"POST", "/v2/register-phone-call", once, request, critical, "call", 0},
-	{"PUT", "/rerun-call-analysis/{call_id}", once, request, bulk, "call/{call_id}", 0},
-	{"POST", "/v2/stop-call/{call_id}", idempotent, request, critical, "call/{call_id}", absent422},
-	{"POST", "/v2/take-over-live-call/{call_id}", once, request, critical, "call/{call_id}", 0},
-	{"PATCH", "/v2/update-live-call/{call_id}", once, request, critical, "call/{call_id}", 0},
+	{"PUT", "/rerun-call-analysis/{call_id}", once, request, bulk, "call/{call_id}/analysis", 0},
+	{"POST", "/v2/stop-call/{call_id}", idempotent, request, critical, "call/{call_id}/live", absent422},
+	{"POST", "/v2/take-over-live-call/{call_id}", once, request, critical, "call/{call_id}/live", 0},
+	{"PATCH", "/v2/update-live-call/{call_id}", once, request, critical, "call/{call_id}/live", 0},
 
 	{"POST", "/create-chat-agent", once, request, normal, "agent", 0},
 	{"GET", "/get-chat-agent/{agent_id}", read, request, normal, "agent/{agent_id}", cached | absent422},
 	{"PATCH", "/update-chat-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}", keep},
 	{"DELETE", "/delete-chat-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}", keep | absent422},
-	{"GET", "/get-chat-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}", cached},
+	{"GET", "/get-chat-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}/version", cached},
 
 	{"POST", "/create-chat", once, request, critical, "chat", 0},
 	{"GET", "/get-chat/{chat_id}", read, request, normal, "chat/{chat_id}", absent422},
@@ -111,8 +113,8 @@ var endpoints = [...]endpoint{
 	{"DELETE", "/delete-chat/{chat_id}", idempotent, request, normal, "chat/{chat_id}", keep | absent422},
 	{"POST", "/create-chat-completion", once, longPoll, critical, "chat", 0},
 	{"POST", "/create-sms-chat", once, request, normal, "", keep},
-	{"PATCH", "/end-chat/{chat_id}", idempotent, request, normal, "chat/{chat_id}", keep | absent422},
-	{"PUT", "/rerun-chat-analysis/{chat_id}", once, request, bulk, "chat/{chat_id}", 0},
+	{"PATCH", "/end-chat/{chat_id}", idempotent, request, normal, "chat/{chat_id}/live", keep | absent422},
+	{"PUT", "/rerun-chat-analysis/{chat_id}", once, request, bulk, "chat/{chat_id}/analysis", 0},
 
 	{"GET", "/get-concurrency", read, request, normal, "concurrency", cached},
 
@@ -155,8 +157,8 @@ var endpoints = [...]endpoint{
 	{"GET", "/get-knowledge-base/{knowledge_base_id}", read, request, normal, "knowledge-base/{knowledge_base_id}", cached | absent422},
 	{"GET", "/list-knowledge-bases", read, request, normal, "knowledge-base", cached},
 	{"DELETE", "/delete-knowledge-base/{knowledge_base_id}", idempotent, request, normal, "knowledge-base/{knowledge_base_id}", keep | absent422},
-	{"POST", "/add-knowledge-base-sources/{knowledge_base_id}", once, upload, bulk, "knowledge-base/{knowledge_base_id}", 0},
-	{"DELETE", "/delete-knowledge-base-source/{knowledge_base_id}/source/{source_id}", idempotent, request, normal, "knowledge-base/{knowledge_base_id}", absent422},
+	{"POST", "/add-knowledge-base-sources/{knowledge_base_id}", once, upload, bulk, "knowledge-base/{knowledge_base_id}/source", 0},
+	{"DELETE", "/delete-knowledge-base-source/{knowledge_base_id}/source/{source_id}", idempotent, request, normal, "knowledge-base/{knowledge_base_id}/source", absent422},
 
 	{"POST", "/create-retell-llm", once, request, normal, "retell-llm", 0},
 	{"GET", "/get-retell-llm/{llm_id}", read, request, normal, "retell-llm/{llm_id}", cached | absent422},

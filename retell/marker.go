@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"encoding/base32"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -15,18 +14,35 @@ import (
 )
 
 // A call is found again by a marker: one member of its metadata, the same for every request under one key. Metadata comes
-// back from get-call, list-calls and webhooks, and list-calls can filter by it.
-const markerKey = "rk_key"
+// back from get-call, list-calls and webhooks, and list-calls can filter by it. The marker is the id of the key's record;
+// the calls of a batch have a suffix, since they are not themselves what the key stands for.
+const (
+	markerKey    = "rk_key"
+	markerLength = 26
+	batchSuffix  = "-batch"
+)
 
-// markerLength is 130 bits: no two keys share one.
-const markerLength = 26
+// markerOf is the marker of what an operation creates under the record with that id.
+func markerOf(operation, recordID string) string {
+	if marked[operation].tasks {
+		return recordID + batchSuffix
+	}
+	return recordID
+}
 
-var markerEncoding = base32.StdEncoding.WithPadding(base32.NoPadding)
-
-// markerOf derives the marker from the id of a key's record.
-func markerOf(recordID string) string {
-	sum := sha256.Sum256([]byte(recordID))
-	return strings.ToLower(markerEncoding.EncodeToString(sum[:])[:markerLength])
+// parseMarker reads a record's id back from metadata.
+func parseMarker(metadata Metadata) (recordID string, batch, ok bool) {
+	text, _ := metadata[markerKey].(string)
+	recordID, batch = strings.CutSuffix(text, batchSuffix)
+	if len(recordID) != markerLength {
+		return "", false, false
+	}
+	for _, r := range []byte(recordID) {
+		if (r < 'a' || r > 'z') && (r < '2' || r > '7') {
+			return "", false, false
+		}
+	}
+	return recordID, batch, true
 }
 
 // fitsServerKey reports whether Retell takes text as an idempotency_key.
@@ -44,6 +60,9 @@ func fitsServerKey(text string) bool {
 	return true
 }
 
+// mappedPrefix begins a key of ours that Retell would not take as it is.
+const mappedPrefix = "rk_"
+
 // serverKey maps a key to one that Retell takes, always to the same.
 func serverKey(key string) string {
 	if fitsServerKey(key) {
@@ -52,8 +71,6 @@ func serverKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return mappedPrefix + base64.RawURLEncoding.EncodeToString(sum[:])
 }
-
-const mappedPrefix = "rk_"
 
 // marked says where the marker goes in the body of an operation.
 var marked = map[string]struct{ tasks, serverKey bool }{
@@ -82,9 +99,9 @@ func markBody(operation string, body []byte, recordID, key string) ([]byte, erro
 	}
 	var edits []edit
 	if how.tasks {
-		edits, err = markTasks(body, top, markerOf(recordID))
+		edits, err = markTasks(body, top, markerOf(operation, recordID))
 	} else {
-		edits, err = markMetadata(body, top, markerOf(recordID))
+		edits, err = markMetadata(body, top, markerOf(operation, recordID))
 	}
 	if err != nil {
 		return nil, err
@@ -145,12 +162,6 @@ func markMetadata(body []byte, in object, marker string) ([]edit, error) {
 		return []edit{{old, value}}, nil
 	}
 	return []edit{metadata.insert(markerKey, value)}, nil
-}
-
-// markedWith reports whether metadata, as it was received, carries the marker.
-func markedWith(metadata Metadata, marker string) bool {
-	got, ok := metadata[markerKey].(string)
-	return ok && got == marker
 }
 
 // span is a stretch of bytes of a body.

@@ -1,0 +1,717 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/answers"
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// FallbackConfig configures a [Fallback]. The zero value is the documented default. A default gives way to a value that
+// is set: with MaxAge at 30 s, nothing is older than that, whatever the default of Stale.
+type FallbackConfig struct {
+	// Fresh is the age from which an answer is [Stale]. 0: 60 s; -1: no answer is fresh.
+	Fresh time.Duration
+	// Stale is the age from which an answer is [VeryStale]. It must not be less than Fresh. 0: 10 min; -1: none is merely stale.
+	Stale time.Duration
+	// MaxAge is the age at which an answer is gone. It must not be less than Stale. 0: 24 h; -1: never.
+	MaxAge time.Duration
+	// MaxBytes bounds the memory of all answers; those not used for longest make room. An answer that is larger alone is
+	// not kept. 0: 64 MiB; -1: no bound.
+	MaxBytes int64
+	// Vary names request headers that change the answer, besides the credentials (Authorization, Cookie,
+	// Proxy-Authorization, X-Api-Key) and Accept, Accept-Encoding, Accept-Language, Origin and Range. An answer whose own
+	// Vary names any other header is not kept.
+	Vary []string
+	// Cacheable says of which reads answers are kept. It must be quick; one that panics says no. nil: of all.
+	Cacheable func(Call) bool
+	// Func makes a substitute where no answer is kept. It gets a copy of the request, and the error, or an [*Error] with
+	// the StatusCode of a 5xx answer. It runs on the caller's goroutine and must mind the request's context, which has
+	// ended when the budget is used up. nil: none.
+	Func func(*http.Request, error) (*http.Response, error)
+	// ServeFresh answers from a fresh answer without asking, unless the request says Cache-Control: no-cache.
+	ServeFresh bool
+	// Refresh is ServeFresh for stale answers too, which it renews in the background, at bulk priority: one call for each
+	// at a time, four in all. A failure keeps the old answer and is followed by a growing wait.
+	Refresh bool
+	// OnEvent listens to this layer. It is called in order, never under a lock.
+	OnEvent func(Event)
+	// Off leaves the layer out.
+	Off bool
+}
+
+const (
+	defaultFresh         = 60 * time.Second
+	defaultStale         = 10 * time.Minute
+	defaultMaxAge        = 24 * time.Hour
+	defaultFallbackBytes = 64 << 20
+	maxRefreshes         = 4
+	refreshBudget        = 60 * time.Second // for calls that say none
+)
+
+// ages works out the three bounds: a default bends to what is set, what is set must agree. maxAge < 0: none.
+func (c FallbackConfig) ages(wrong *faults) (fresh, stale, maxAge time.Duration) {
+	wrong.duration("Fresh", c.Fresh)
+	wrong.duration("Stale", c.Stale)
+	wrong.duration("MaxAge", c.MaxAge)
+	if c.Stale > 0 && c.Stale < c.Fresh {
+		wrong.add("Stale", "at least Fresh", c.Stale)
+	}
+	if c.MaxAge > 0 && c.MaxAge < max(c.Fresh, c.Stale) {
+		wrong.add("MaxAge", "at least Fresh and Stale", c.MaxAge)
+	}
+	fresh, stale, maxAge = or(c.Fresh, defaultFresh), or(c.Stale, defaultStale), or(c.MaxAge, defaultMaxAge)
+	if c.MaxAge == 0 {
+		maxAge = max(maxAge, c.Fresh, c.Stale)
+	}
+	if c.Stale == 0 {
+		stale = max(stale, c.Fresh)
+	}
+	if c.Fresh == 0 && stale > 0 {
+		fresh = min(fresh, stale)
+	}
+	if maxAge > 0 {
+		fresh, stale = min(fresh, maxAge), min(stale, maxAge)
+	}
+	fresh = max(fresh, 0)
+	return fresh, max(fresh, stale), maxAge
+}
+
+// keyedHeaders are part of every key: credentials, so that nobody is served what belongs to another, and what commonly
+// shapes an answer.
+var keyedHeaders = [...]string{
+	"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key",
+	"Accept", "Accept-Encoding", "Accept-Language", "Origin", "Range",
+}
+
+func (c FallbackConfig) headers(wrong *faults) []string {
+	names := slices.Clone(keyedHeaders[:])
+	for _, name := range c.Vary {
+		if name == "" || name == "*" || strings.ContainsAny(name, " ,:\t\r\n") {
+			wrong.add("Vary", "a list of header names", strconv.Quote(name))
+		}
+		if name = http.CanonicalHeaderKey(name); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Fallback answers reads when everything below it failed, with the last good answer and its age, and lets concurrent
+// identical reads share one call. It promises:
+//
+//   - Only reads are answered, only when the call failed (an error of the transport or of a layer of ours, the budget used
+//     up, a status of 500 and more), never for a caller who has left, for a 4xx, a panic, or a write. An answer of 404, 410, 401
+//     or 403 also ends the time of the good answer before it.
+//   - Nobody is served what was given to other credentials. They are compared as they are in the request, so a Fallback above a
+//     transport that adds credentials must serve one tenant.
+//   - What is served says so: see [Served]. It is never kept again and does not get younger.
+//   - A write that succeeded, or may have, invalidates its [Call.Resource].
+//   - Kept are complete answers with status 200, unless they or their request say Cache-Control: no-store.
+//
+// A Fallback is safe for concurrent use, and state is shared by all its Wraps. A nil Fallback does nothing.
+type Fallback struct {
+	config       FallbackConfig
+	fresh, stale time.Duration
+	headers      []string // the names that make up a key
+	store        *answers.Store
+	calls        *answers.Calls[callID, *trip]
+	events       *events
+	closing      <-chan struct{} // sends home who waits; nil: never
+	refreshing   chan struct{}   // one place for each refresh under way
+
+	served        [VeryStale + 1]atomic.Uint64
+	misses        atomic.Uint64
+	coalesced     atomic.Uint64
+	refreshes     atomic.Uint64
+	refreshFailed atomic.Uint64
+	funcCalls     atomic.Uint64
+	funcFailed    atomic.Uint64
+}
+
+// NewFallback returns a Fallback. The error names every field that is wrong.
+func NewFallback(c FallbackConfig) (*Fallback, error) {
+	wrong := &faults{prefix: "Fallback"}
+	f := &Fallback{config: c, events: newEvents("fallback", c.OnEvent), refreshing: make(chan struct{}, maxRefreshes)}
+	var maxAge time.Duration
+	f.fresh, f.stale, maxAge = c.ages(wrong)
+	f.headers = c.headers(wrong)
+	wrong.count("MaxBytes", c.MaxBytes)
+	f.store = answers.New(or(c.MaxBytes, defaultFallbackBytes), maxAge)
+	f.calls = answers.NewCalls[callID, *trip](f.store)
+	if err := wrong.err(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Wrap puts the fallback around next; nil is a fresh HTTP/1.1 transport.
+func (f *Fallback) Wrap(next http.RoundTripper) http.RoundTripper {
+	if f == nil || f.config.Off {
+		return next
+	}
+	return newDoor(next, func(t *trip, req *http.Request, next leg) (*http.Response, error) {
+		if t.call.Effect != EffectRead {
+			return f.write(t, req, next)
+		}
+		return f.read(t, req, next)
+	})
+}
+
+// Invalidate drops the answers about a resource. "call/abc" is about itself, about what lies below it ("call/abc/log"),
+// and about the collection that lists it ("call"), but not about "call/abcd". Reads under way that began before are not
+// kept and not joined any more. Writes that pass through the layer do this themselves. The empty resource is everything.
+func (f *Fallback) Invalidate(resource string) {
+	if f != nil {
+		f.store.Invalidate(resource)
+	}
+}
+
+// FallbackStats counts what a [Fallback] did, and says what it keeps.
+type FallbackStats struct {
+	Entries         int           // answers kept
+	Bytes           int64         // their memory
+	Fresh           uint64        // served, by age
+	Stale           uint64        //
+	VeryStale       uint64        //
+	Misses          uint64        // failures for which no answer was kept
+	Stored          uint64        //
+	Coalesced       uint64        // reads that shared the call of another
+	Evicted         uint64        // to make room
+	Expired         uint64        //
+	Invalidated     uint64        // dropped or not kept because of a write, or of a newer answer such as 404
+	Refreshes       uint64        // begun
+	RefreshFailures uint64        //
+	Refreshing      int           // under way
+	FuncCalls       uint64        //
+	FuncFailures    uint64        //
+	Delivery        DeliveryStats // of OnEvent
+}
+
+// Stats returns the counts so far. It changes nothing.
+func (f *Fallback) Stats() FallbackStats {
+	if f == nil {
+		return FallbackStats{}
+	}
+	kept := f.store.Stats()
+	return FallbackStats{
+		Entries: kept.Entries, Bytes: kept.Bytes, Stored: kept.Stored,
+		Evicted: kept.Evicted, Expired: kept.Expired, Invalidated: kept.Invalidated,
+		Fresh: f.served[Fresh].Load(), Stale: f.served[Stale].Load(), VeryStale: f.served[VeryStale].Load(),
+		Misses: f.misses.Load(), Coalesced: f.coalesced.Load(),
+		Refreshes: f.refreshes.Load(), RefreshFailures: f.refreshFailed.Load(), Refreshing: len(f.refreshing),
+		FuncCalls: f.funcCalls.Load(), FuncFailures: f.funcFailed.Load(), Delivery: f.events.stats(),
+	}
+}
+
+// sweep drops what has expired. Without it that happens on reads and as other answers are kept.
+func (f *Fallback) sweep() {
+	if f != nil {
+		f.store.Sweep(time.Now())
+	}
+}
+
+// Staleness says how old an answer is.
+type Staleness uint8
+
+// The classes of age. The zero value says that nothing is known of an age.
+const (
+	StalenessUnset Staleness = iota
+	Fresh                    // younger than FallbackConfig.Fresh
+	Stale                    // younger than FallbackConfig.Stale
+	VeryStale                // older than that
+)
+
+// String returns "unset", "fresh", "stale" or "very_stale".
+func (s Staleness) String() string { return nameOf(int(s), "unset", "fresh", "stale", "very_stale") }
+
+// markHeader marks what did not come from upstream: "stale; reason=open; age=12m3s". A reason is the Cause of
+// EventFallbackServed. The mark is in a header since that survives what wraps bodies, http.Client with a Timeout among
+// them. It cannot be forged: the layer takes it off whatever comes from below.
+const (
+	markHeader = "Resilience-Fallback"
+	madeByFunc = "func"
+)
+
+// marks returns the mark of a kept answer, and its Age in whole seconds, RFC 9111 section 5.1.
+func marks(s Staleness, why string, age time.Duration) (mark, seconds string) {
+	var space [96]byte
+	b := append(space[:0], s.String()...)
+	b = append(append(b, "; reason="...), why...)
+	b = append(append(b, "; age="...), age.String()...)
+	n := len(b)
+	both := string(strconv.AppendInt(b, int64(age/time.Second), 10))
+	return both[:n], both[n:]
+}
+
+// Served reports whether a response that passed a [Fallback] is a substitute (ok), how old it is, and how stale. What
+// FallbackConfig.Func made has no age: 0 and StalenessUnset. The header Resilience-Fallback says why it was served.
+func Served(resp *http.Response) (age time.Duration, s Staleness, ok bool) {
+	if resp == nil {
+		return 0, StalenessUnset, false
+	}
+	kind, rest, _ := strings.Cut(resp.Header.Get(markHeader), "; reason=")
+	if kind == madeByFunc {
+		return 0, StalenessUnset, true
+	}
+	for s = Fresh; s <= VeryStale; s++ {
+		if kind == s.String() {
+			_, text, _ := strings.Cut(rest, "; age=")
+			age, err := time.ParseDuration(text)
+			return age, s, err == nil
+		}
+	}
+	return 0, StalenessUnset, false
+}
+
+// write passes a write on and invalidates what it may have changed. Doing so when it is over is enough: a read that
+// began before that is not kept, and until the write is over its old answer is as good as any. Doing it before as well
+// would cost the answers of an outage in which the write is refused.
+func (f *Fallback) write(t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
+	changed := true // a panic leaves it open
+	defer func() {
+		if changed && t.call.Resource != "" {
+			f.store.Invalidate(t.call.Resource)
+		}
+	}()
+	resp, err = next.travel(t, req)
+	unmark(resp)
+	changed = mayHaveChanged(resp, err)
+	if tl := tailOf(resp, err); tl != nil && changed && t.call.Resource != "" {
+		tl.after(func() { f.store.Invalidate(t.call.Resource) }) // it may change things until it really ends
+	}
+	return resp, err
+}
+
+func mayHaveChanged(resp *http.Response, err error) bool {
+	if err != nil {
+		return !NotSent(err)
+	}
+	switch resp.StatusCode {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
+		return true
+	}
+	return resp.StatusCode < 400 || resp.StatusCode >= 500
+}
+
+func unmark(resp *http.Response) {
+	if resp == nil {
+		return
+	}
+	if _, forged := resp.Header[markHeader]; forged {
+		delete(resp.Header, markHeader)
+	}
+}
+
+// read answers a read: without asking where that was chosen, else by asking, alone or together with others.
+func (f *Fallback) read(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	key, ok := f.keyOf(t, req)
+	if !ok {
+		resp, err := next.travel(t, req)
+		unmark(resp)
+		return f.settle(t, req, key, resp, err)
+	}
+	resp := f.unasked(t, req, next, key)
+	if resp != nil {
+		return resp, nil
+	}
+	resp, err := f.ask(t, req, next, key)
+	return f.settle(t, req, key, resp, err)
+}
+
+// keyOf returns the key of a read whose answer may be kept; of any other it is zero, under which nothing is kept.
+func (f *Fallback) keyOf(t *trip, req *http.Request) (k answers.Key, ok bool) {
+	data, whole := t.payload.Bytes()
+	if !whole || !f.cacheable(t.call) || answers.Says(req.Header, "no-store") {
+		return k, false
+	}
+	return answers.KeyOf(t.call.Operation, methodOf(req), req, f.headers, bodyKey(data)), true
+}
+
+// bodyKey is the body as it takes part in the key.
+func bodyKey(data []byte) []byte { return data }
+
+func (f *Fallback) cacheable(c Call) (yes bool) {
+	if f.config.Cacheable == nil {
+		return true
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			yes = false
+			f.events.emit(Event{Kind: EventPanic, Operation: c.Operation, Cause: "cacheable"})
+		}
+	}()
+	return f.config.Cacheable(c)
+}
+
+// unasked returns the answer that may be served without asking, or nil.
+func (f *Fallback) unasked(t *trip, req *http.Request, next leg, key answers.Key) *http.Response {
+	if !f.config.ServeFresh && !f.config.Refresh || answers.Says(req.Header, "no-cache") {
+		return nil
+	}
+	a, age, ok := f.store.Get(key, time.Now())
+	switch {
+	case !ok:
+		return nil
+	case age < f.fresh:
+		return f.serve(t, req, a, age, "fresh")
+	case age < f.stale && f.config.Refresh:
+		f.refresh(t, req, next, key)
+		return f.serve(t, req, a, age, "refresh")
+	}
+	return nil
+}
+
+// settle puts the kept answer, or the user's substitute, in the place of a failure.
+func (f *Fallback) settle(t *trip, req *http.Request, key answers.Key, resp *http.Response, err error) (*http.Response, error) {
+	why := failure(req, resp, err)
+	if why == "" {
+		return resp, err
+	}
+	if a, age, ok := f.store.Get(key, time.Now()); ok {
+		discard(resp)
+		return f.serve(t, req, a, age, why), nil
+	}
+	f.misses.Add(1)
+	return f.substitute(t, req, why, resp, err)
+}
+
+// serve makes the response of an answer that is kept.
+func (f *Fallback) serve(t *trip, req *http.Request, a *answers.Answer, age time.Duration, why string) *http.Response {
+	s := VeryStale
+	switch {
+	case age < f.fresh:
+		s = Fresh
+	case age < f.stale:
+		s = Stale
+	}
+	f.served[s].Add(1)
+	f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: s.String(), Duration: age, Cause: why})
+	mark, seconds := marks(s, why, age)
+	return a.Response(req, true, answers.Field{Name: "Age", Value: seconds}, answers.Field{Name: markHeader, Value: mark})
+}
+
+// failure says in one word why a read needs a substitute; empty: it does not.
+func failure(req *http.Request, resp *http.Response, err error) string {
+	if err == nil {
+		if resp.StatusCode >= 500 {
+			return "status"
+		}
+		return ""
+	}
+	if ctx := req.Context(); ctx.Err() != nil && !errors.Is(context.Cause(ctx), errBudget) {
+		return "" // the caller has left
+	}
+	status, cut := 0, false
+	walk(err, func(e error) { // errors.As would allocate
+		switch e := e.(type) { //nolint:errorlint // walk visits every node itself
+		case *Error:
+			status = max(status, e.StatusCode)
+		case *truncatedError:
+			cut = true
+		}
+	})
+	switch {
+	case cut, errors.Is(err, ErrTooLarge):
+		return "truncated"
+	case errors.Is(err, ErrClosed), status >= 400 && status < 500: // an end, an answer
+		return ""
+	}
+	return word(err)
+}
+
+// word is why an error came, as a word of the closed set.
+func word(err error) string {
+	switch {
+	case errors.Is(err, ErrClosed):
+		return "closed"
+	case errors.Is(err, ErrOpen):
+		return "open"
+	case errors.Is(err, ErrFull):
+		return "full"
+	case errors.Is(err, ErrTimeout), errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	}
+	return "transport"
+}
+
+// substitute asks the user's Func. Where there is none, or it fails, the failure stays what it is.
+func (f *Fallback) substitute(t *trip, req *http.Request, why string, resp *http.Response, err error) (*http.Response, error) {
+	failed := Event{Kind: EventFallbackFailed, Operation: t.call.Operation, Cause: why}
+	cause := err
+	if resp != nil {
+		failed.StatusCode = resp.StatusCode
+		answered := t.fail("fallback", errUpstream)
+		answered.StatusCode = resp.StatusCode
+		cause = answered
+	}
+	if f.config.Func == nil {
+		f.events.emit(failed)
+		return resp, err
+	}
+	made, ferr := f.callFunc(t, req, cause)
+	switch {
+	case ferr == nil:
+		discard(resp)
+		made.Header.Set(markHeader, madeByFunc+"; reason="+why)
+		f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: madeByFunc, Cause: why})
+		return made, nil
+	case err != nil:
+		err = errors.Join(err, ferr)
+	}
+	f.funcFailed.Add(1)
+	f.events.emit(failed)
+	return resp, err
+}
+
+// errUpstream is what Func is told about an answer of 500 and more.
+var errUpstream = errors.New("upstream failed")
+
+// callFunc runs the user's Func on a copy of the request, and takes what it returns into memory, in a copy.
+func (f *Fallback) callFunc(t *trip, req *http.Request, cause error) (resp *http.Response, err error) {
+	f.funcCalls.Add(1)
+	defer func() {
+		if v := recover(); v != nil {
+			resp, err = nil, t.fail("fallback", fmt.Errorf("func panicked: %T", v))
+			f.events.emit(Event{Kind: EventPanic, Operation: t.call.Operation, Cause: "func"})
+		}
+	}()
+	in := req.Clone(req.Context())
+	if data, whole := t.payload.Bytes(); whole && len(data) > 0 {
+		in.Body, in.ContentLength = body.NewHeld(data), int64(len(data))
+	}
+	out, err := f.config.Func(in, cause)
+	switch {
+	case err != nil:
+		discard(out)
+		return nil, err
+	case out == nil:
+		return nil, t.fail("fallback", errors.New("func returned neither a response nor an error"))
+	}
+	made := *out
+	if made.Header = out.Header.Clone(); made.Header == nil {
+		made.Header = make(http.Header)
+	}
+	if body.IsStream(&made) {
+		return &made, nil
+	}
+	if err := body.Hold(&made, -1); err != nil {
+		return nil, t.fail("fallback", fmt.Errorf("reading what func returned: %w", err))
+	}
+	return &made, nil
+}
+
+func discard(resp *http.Response) {
+	if resp != nil && resp.Body != nil {
+		_ = resp.Body.Close() // another answer takes its place
+	}
+}
+
+// callID tells reads apart that must not wait for each other: a critical one not for one in the bulk tier, a patient one
+// not for one with a short limit.
+type callID struct {
+	key      answers.Key
+	priority Priority
+	class    Class
+	limit    time.Duration
+}
+
+// ask gets the answer from below, with one call for all who ask the same at the same time. The first leads, in its own
+// goroutine and under its own context. When it ends for a reason of its own, one of those who waited leads next.
+func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
+	id := callID{key: key, priority: t.call.Priority, class: t.call.Class, limit: t.call.Limit}
+	for {
+		call, leads := f.calls.Join(id, t.call.Resource, t)
+		if leads {
+			return f.lead(call, t, req, next)
+		}
+		if t.within(call.Leader) { // a chain with this layer twice, or a transport that asks the same: waiting would never end
+			return f.alone(t, req, next, key)
+		}
+		select {
+		case <-call.Done():
+		case <-req.Context().Done():
+			return nil, t.gone(req.Context(), "fallback")
+		case <-f.closing:
+			return nil, t.refuse("fallback", ErrClosed)
+		}
+		switch call.Ending {
+		case answers.Answered:
+			f.coalesced.Add(1)
+			return call.Answer.Response(req, false), nil
+		case answers.Failed:
+			f.coalesced.Add(1)
+			return nil, call.Err
+		case answers.Unshared:
+			return f.alone(t, req, next, key)
+		}
+	}
+}
+
+// within reports whether t is, or was started inside, the trip other.
+func (t *trip) within(other *trip) bool {
+	for ; t != nil; t = t.outer {
+		if t == other {
+			return true
+		}
+	}
+	return false
+}
+
+// lead makes the call and tells those who wait how it ended.
+func (f *Fallback) lead(call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
+	returned := false
+	var kept *answers.Answer
+	defer func() {
+		if f.calls.Leave(call) && returned {
+			call.Ending, call.Answer, call.Err = f.share(req.Context(), resp, kept, err)
+		}
+		f.calls.End(call)
+	}()
+	resp, kept, err = f.send(t, req, next, call.ID.key, call.Read)
+	returned = true
+	return resp, err
+}
+
+// share says what the end of a leader's call means to the others. An error that came as the leader left is the leader's.
+func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers.Answer, err error) (answers.Ending, *answers.Answer, error) {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return answers.Abandoned, nil, nil
+	case err != nil:
+		return answers.Failed, nil, err
+	case kept != nil:
+		return answers.Answered, kept, nil
+	}
+	if a, ok := answers.Take(resp, f.headers); ok {
+		return answers.Answered, a, nil
+	}
+	return answers.Unshared, nil, nil
+}
+
+// alone makes the call for one caller.
+func (f *Fallback) alone(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
+	read := f.store.Begin(t.call.Resource)
+	defer f.store.End(read)
+	resp, _, err := f.send(t, req, next, key, read)
+	return resp, err
+}
+
+// send asks below, and keeps the answer if it is worth keeping.
+func (f *Fallback) send(t *trip, req *http.Request, next leg, key answers.Key, read answers.Read) (*http.Response, *answers.Answer, error) {
+	resp, err := next.travel(t, req)
+	if err != nil {
+		return nil, nil, err
+	}
+	unmark(resp)
+	switch resp.StatusCode {
+	case http.StatusOK:
+		a, ok := answers.Take(resp, f.headers)
+		if ok {
+			f.store.Put(read, key, a, time.Now())
+		}
+		return resp, a, nil
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone:
+		f.store.Drop(key) // what was good before is not any more
+	}
+	return resp, nil, nil
+}
+
+// refresh renews an answer in the background, unless somebody is at it, it failed lately, or too many are under way.
+func (f *Fallback) refresh(t *trip, req *http.Request, next leg, key answers.Key) {
+	if f.closed() {
+		return
+	}
+	select {
+	case f.refreshing <- struct{}{}:
+	default:
+		return
+	}
+	if !f.store.BeginRefresh(key, time.Now()) {
+		<-f.refreshing
+		return
+	}
+	f.refreshes.Add(1)
+	again := *t
+	again.call.Priority = PriorityBulk
+	ctx, cancel := f.background(context.WithValue(req.Context(), tripKey{}, &again), t.call.Budget)
+	req = req.Clone(ctx) // the caller may use theirs again
+	again.url = req.URL
+	again.payload.Hold()
+	go capture(func() (*http.Response, error) { return f.alone(&again, req, next, key) }, func(r result) {
+		cancel()
+		again.payload.Release()
+		f.refreshed(&again, key, r)
+		<-f.refreshing
+	})
+}
+
+// background returns a context with the values of ctx that ends by itself: when the budget is used up, or at Close.
+func (f *Fallback) background(ctx context.Context, budget time.Duration) (context.Context, func()) {
+	if budget <= 0 {
+		budget = refreshBudget
+	}
+	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), budget, errBudget)
+	ctx, cancel := context.WithCancelCause(ctx)
+	if f.closing != nil {
+		go func() {
+			select {
+			case <-f.closing:
+				cancel(ErrClosed)
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return ctx, func() { cancel(nil); stop() }
+}
+
+// refreshed notes how a refresh ended.
+func (f *Fallback) refreshed(t *trip, key answers.Key, r result) {
+	ev := Event{Kind: EventRefresh, Operation: t.call.Operation}
+	switch {
+	case r.panicked, r.exited:
+		ev.Cause = "panic"
+	case r.err != nil:
+		ev.Cause = word(r.err)
+	case r.resp.StatusCode != http.StatusOK:
+		ev.Cause, ev.StatusCode = "status", r.resp.StatusCode
+	}
+	discard(r.resp)
+	if ev.Cause != "" {
+		f.refreshFailed.Add(1)
+	}
+	f.store.EndRefresh(key, time.Now(), ev.Cause != "")
+	f.events.emit(ev)
+}
+
+func (f *Fallback) closed() bool {
+	select {
+	case <-f.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// drain waits until no refresh is under way, or ctx ends. It is for a layer that is closed: no other begins.
+func (f *Fallback) drain(ctx context.Context) error {
+	if f == nil {
+		return nil
+	}
+	for range maxRefreshes {
+		select {
+		case f.refreshing <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,132 @@
+// Package answers keeps answers to reads: so many bytes of them, the most recently used, none longer than it may be
+// served, and none that a write has overtaken.
+package answers
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// Answer is a response that can be handed out any number of times. It never changes; a nil Answer is none.
+type Answer struct {
+	resp   http.Response // without what belongs to one caller: the body reader, the request, the connection
+	body   []byte
+	header []header
+	values int           // of all headers
+	age    time.Duration // when it came
+	size   int64         // in memory, about
+}
+
+// header is a list of them rather than a map, because it is walked for every copy.
+type header struct {
+	name   string
+	values []string
+}
+
+// perAnswer is what an answer costs beyond its text: the response, the map of headers, its places in the store.
+const perAnswer = 1024
+
+// Take makes an answer of a response that may be handed to others who ask the same: it is complete and in memory, it
+// allows it, and depends on no request header but the known ones.
+func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
+	data, ok := body.BytesOf(resp)
+	if !ok || Says(resp.Header, "no-store") || varies(resp.Header, known) {
+		return nil, false
+	}
+	a = &Answer{resp: *resp, body: data, age: ageOf(resp.Header), size: perAnswer + int64(len(data))}
+	a.resp.Body, a.resp.Request, a.resp.TLS = nil, nil, nil
+	a.resp.Header, a.resp.Trailer = nil, resp.Trailer.Clone()
+	a.header = make([]header, 0, len(resp.Header))
+	for name, values := range resp.Header.Clone() {
+		a.header = append(a.header, header{name: name, values: values})
+		a.values += len(values)
+		for _, v := range values {
+			a.size += int64(len(name) + len(v))
+		}
+	}
+	return a, true
+}
+
+// Says reports whether Cache-Control has a directive.
+func Says(h http.Header, directive string) bool {
+	for _, line := range h["Cache-Control"] {
+		for d := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(d), directive) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// varies reports whether an answer depends on a request header besides the known ones; "*" is any.
+func varies(h http.Header, known []string) bool {
+	for _, line := range h["Vary"] {
+		for name := range strings.SplitSeq(line, ",") {
+			name = strings.TrimSpace(name)
+			if name != "" && !slices.ContainsFunc(known, func(s string) bool { return strings.EqualFold(s, name) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// ageOf is how old an answer was when it came, if a cache on the way said so.
+func ageOf(h http.Header) time.Duration {
+	seconds, err := strconv.ParseUint(h.Get("Age"), 10, 31)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// Size is about how many bytes the answer takes up in memory.
+func (a *Answer) Size() int64 { return a.size }
+
+// Field is a header of a response.
+type Field struct{ Name, Value string }
+
+// room is how many header values a copy has space for without another allocation.
+const room = 24
+
+// reader is one copy of an answer, in one piece of memory.
+type reader struct {
+	resp   http.Response
+	body   body.Held
+	values [room]string
+}
+
+// Response returns a copy for one reader, who may change it and read its body. The fields replace what the answer says.
+// Replay leaves out what must not be said twice: a cookie that is set again would undo newer ones.
+func (a *Answer) Response(req *http.Request, replay bool, fields ...Field) *http.Response {
+	r := &reader{resp: a.resp, body: *body.NewHeld(a.body)}
+	values := r.values[:0]
+	if need := a.values + len(fields); need > room {
+		values = make([]string, 0, need)
+	}
+	h := make(http.Header, len(a.header)+len(fields))
+	for i := range a.header {
+		from := &a.header[i]
+		if replay && from.name == "Set-Cookie" {
+			continue
+		}
+		start := len(values)
+		values = append(values, from.values...)
+		h[from.name] = values[start:len(values):len(values)]
+	}
+	for _, f := range fields {
+		values = append(values, f.Value)
+		h[f.Name] = values[len(values)-1 : len(values) : len(values)]
+	}
+	r.resp.Header, r.resp.Body, r.resp.Request = h, &r.body, req
+	if a.resp.Trailer != nil {
+		r.resp.Trailer = a.resp.Trailer.Clone()
+	}
+	return &r.resp
+}

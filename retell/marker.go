@@ -115,7 +115,7 @@ func markBody(operation string, body []byte, recordID, key string) ([]byte, erro
 }
 
 // markTasks marks each call of a batch. A body without tasks is left for the API to refuse.
-func markTasks(body []byte, top object, marker string) ([]edit, error) {
+func markTasks(body []byte, top *object, marker string) ([]edit, error) {
 	tasks, ok := top.find("tasks")
 	if !ok || body[tasks.start] != '[' {
 		return nil, nil
@@ -143,7 +143,7 @@ func markTasks(body []byte, top object, marker string) ([]edit, error) {
 }
 
 // markMetadata puts the marker into the metadata of one object. null is the same as none.
-func markMetadata(body []byte, in object, marker string) ([]edit, error) {
+func markMetadata(body []byte, in *object, marker string) ([]edit, error) {
 	value := jsonText(marker)
 	at, ok := in.find("metadata")
 	switch {
@@ -190,52 +190,51 @@ func splice(body []byte, edits []edit) []byte {
 type object struct {
 	members map[string]span // of the values
 	close   int             // of the brace
+	comma   string          // before the next member
 }
 
-func (o object) find(name string) (span, bool) {
+func (o *object) find(name string) (span, bool) {
 	s, ok := o.members[name]
 	return s, ok
 }
 
 // insert puts a member last.
-func (o object) insert(name, value string) edit {
-	comma := ","
-	if len(o.members) == 0 {
-		comma = ""
-	}
-	return edit{span{o.close, o.close}, comma + jsonText(name) + ":" + value}
+func (o *object) insert(name, value string) edit {
+	e := edit{span{o.close, o.close}, o.comma + jsonText(name) + ":" + value}
+	o.comma = ","
+	return e
 }
 
 // scanObject finds the members of the object that starts at an offset and goes to the end of body. A name that occurs twice
 // is refused: nobody can say which of the two the other side takes.
-func scanObject(body []byte, start int) (object, error) {
+func scanObject(body []byte, start int) (*object, error) {
 	d := json.NewDecoder(bytes.NewReader(body[start:]))
 	open, err := d.Token()
 	if err != nil || open != json.Delim('{') {
-		return object{}, fmt.Errorf("%w: its body is not a JSON object", errBody)
+		return nil, fmt.Errorf("%w: its body is not a JSON object", errBody)
 	}
-	o := object{members: map[string]span{}}
+	o := &object{members: map[string]span{}}
 	for d.More() {
 		name, err := d.Token()
 		if err != nil {
-			return object{}, fmt.Errorf("%w: its body is not valid JSON", errBody)
+			return nil, fmt.Errorf("%w: its body is not valid JSON", errBody)
 		}
 		at, err := nextValue(d, start)
 		if err != nil {
-			return object{}, err
+			return nil, err
 		}
 		text, _ := name.(string) // names are text
 		if _, twice := o.members[text]; twice {
-			return object{}, fmt.Errorf("%w: its body has a member twice", errBody)
+			return nil, fmt.Errorf("%w: its body has a member twice", errBody)
 		}
-		o.members[text] = at
+		o.members[text], o.comma = at, ","
 	}
 	if _, err := d.Token(); err != nil {
-		return object{}, fmt.Errorf("%w: its body is not valid JSON", errBody)
+		return nil, fmt.Errorf("%w: its body is not valid JSON", errBody)
 	}
 	o.close = start + int(d.InputOffset()) - 1
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return object{}, fmt.Errorf("%w: its body has something after the JSON object", errBody)
+		return nil, fmt.Errorf("%w: its body has something after the JSON object", errBody)
 	}
 	return o, nil
 }

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strconv"
 	"time"
+
+	"github.com/retell-resilience/resilience"
 )
 
 // Ptr returns a pointer to v, for the few request fields where a zero is not the same as nothing.
@@ -18,9 +20,13 @@ type Meta struct {
 	// Raw is the JSON that this value was decoded from. A field of the API that does not fit its type here is left zero
 	// rather than failing the whole answer; it stands in Raw all the same.
 	Raw json.RawMessage
-	// FromFallback: Retell could not be asked, this is the last good answer. Age is how old it is.
+	// FromFallback: Retell was not asked, or could not be, and this is the last good answer. Age is how old it is, and
+	// Staleness how far that is from fresh.
 	FromFallback bool
 	Age          time.Duration
+	Staleness    resilience.Staleness
+	// Replayed: this is the answer to an earlier request with the same idempotency key.
+	Replayed bool
 }
 
 func (m *Meta) meta() *Meta { return m }

@@ -205,7 +205,7 @@ func (b *Breaker) pass(t *trip, req *http.Request, next leg) (*http.Response, er
 // no more.
 func observeFlight(t *trip, req *http.Request, next leg, gate *circuit.Gate, ticket circuit.Ticket) (*http.Response, error) {
 	done := func(r circuit.Result) { gate.Leave(ticket, r) }
-	// Here goes: t.flight.onGivenUp(func() { done(givenUp) }).
+	t.flight.onGivenUp(func() { done(givenUp) })
 	return observe(t, req, next, done)
 }
 
@@ -236,10 +236,18 @@ func resultOf(ctx context.Context, resp *http.Response, err error) circuit.Resul
 		return circuit.Result{Outcome: circuit.Success}
 	case isRefusal(err), ctx.Err() != nil && !errors.Is(context.Cause(ctx), errBudget):
 		return circuit.Result{Outcome: circuit.Ignored}
-	case errors.Is(err, ErrTooLarge): // a bound of ours, reached by a server that answers
+	case errors.Is(err, ErrTooLarge), answered(err): // the server is there
 		return circuit.Result{Outcome: circuit.Success}
 	}
 	return circuit.Result{Outcome: circuit.Failure, Cause: causeOf(err)}
+}
+
+// answered reports whether an error stands for a whole answer below 500, one that leaves the outcome of the call in doubt.
+func answered(err error) bool {
+	var e *Error
+	var truncated *truncatedError
+	return InDoubt(err) && errors.As(err, &e) && e.StatusCode > 0 && e.StatusCode < http.StatusInternalServerError &&
+		!errors.As(err, &truncated)
 }
 
 func causeOf(err error) string {

@@ -3,7 +3,6 @@ package resilience
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/answers"
-	"github.com/retell-resilience/resilience/internal/body"
 )
 
 // FallbackConfig configures a [Fallback]. The zero value is the documented default. A default gives way to a value that
@@ -314,9 +312,12 @@ func unmark(resp *http.Response) {
 // read answers a read: without asking where that was chosen, else by asking, alone or together with others.
 func (f *Fallback) read(t *trip, req *http.Request, next leg) (*http.Response, error) {
 	key, ok := f.keyOf(t, req)
-	if !ok {
+	if t.fresh || !ok {
 		resp, err := next.travel(t, req)
 		unmark(resp)
+		if t.fresh {
+			return resp, err
+		}
 		return f.settle(t, req, key, resp, err)
 	}
 	resp := f.unasked(t, req, next, key)
@@ -372,12 +373,12 @@ func (f *Fallback) unasked(t *trip, req *http.Request, next leg, key answers.Key
 
 // settle puts the kept answer, or the user's substitute, in the place of a failure.
 func (f *Fallback) settle(t *trip, req *http.Request, key answers.Key, resp *http.Response, err error) (*http.Response, error) {
-	why := failure(req, resp, err)
+	why := needsSubstitute(req, resp, err)
 	if why == "" {
 		return resp, err
 	}
 	if a, age, ok := f.store.Get(key, time.Now()); ok {
-		discard(resp)
+		discardAnswer(resp)
 		return f.serve(t, req, a, age, why), nil
 	}
 	f.misses.Add(1)
@@ -399,8 +400,8 @@ func (f *Fallback) serve(t *trip, req *http.Request, a *answers.Answer, age time
 	return a.Response(req, true, answers.Field{Name: "Age", Value: seconds}, answers.Field{Name: markHeader, Value: mark})
 }
 
-// failure says in one word why a read needs a substitute; empty: it does not.
-func failure(req *http.Request, resp *http.Response, err error) string {
+// needsSubstitute says in one word why a read needs a substitute; empty: it does not.
+func needsSubstitute(req *http.Request, resp *http.Response, err error) string {
 	if err == nil {
 		if resp.StatusCode >= 500 {
 			return "status"
@@ -425,11 +426,11 @@ func failure(req *http.Request, resp *http.Response, err error) string {
 	case errors.Is(err, ErrClosed), status >= 400 && status < 500: // an end, an answer
 		return ""
 	}
-	return word(err)
+	return failureWord(err)
 }
 
-// word is why an error came, as a word of the closed set.
-func word(err error) string {
+// failureWord is why an error came, as a word of the closed set.
+func failureWord(err error) string {
 	switch {
 	case errors.Is(err, ErrClosed):
 		return "closed"
@@ -443,275 +444,8 @@ func word(err error) string {
 	return "transport"
 }
 
-// substitute asks the user's Func. Where there is none, or it fails, the failure stays what it is.
-func (f *Fallback) substitute(t *trip, req *http.Request, why string, resp *http.Response, err error) (*http.Response, error) {
-	failed := Event{Kind: EventFallbackFailed, Operation: t.call.Operation, Cause: why}
-	cause := err
-	if resp != nil {
-		failed.StatusCode = resp.StatusCode
-		answered := t.fail("fallback", errUpstream)
-		answered.StatusCode = resp.StatusCode
-		cause = answered
-	}
-	if f.config.Func == nil {
-		f.events.emit(failed)
-		return resp, err
-	}
-	made, ferr := f.callFunc(t, req, cause)
-	switch {
-	case ferr == nil:
-		discard(resp)
-		made.Header.Set(markHeader, madeByFunc+"; reason="+why)
-		f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: madeByFunc, Cause: why})
-		return made, nil
-	case err != nil:
-		err = errors.Join(err, ferr)
-	}
-	f.funcFailed.Add(1)
-	f.events.emit(failed)
-	return resp, err
-}
-
-// errUpstream is what Func is told about an answer of 500 and more.
-var errUpstream = errors.New("upstream failed")
-
-// callFunc runs the user's Func on a copy of the request, and takes what it returns into memory, in a copy.
-func (f *Fallback) callFunc(t *trip, req *http.Request, cause error) (resp *http.Response, err error) {
-	f.funcCalls.Add(1)
-	defer func() {
-		if v := recover(); v != nil {
-			resp, err = nil, t.fail("fallback", fmt.Errorf("func panicked: %T", v))
-			f.events.emit(Event{Kind: EventPanic, Operation: t.call.Operation, Cause: "func"})
-		}
-	}()
-	in := req.Clone(req.Context())
-	if data, whole := t.payload.Bytes(); whole && len(data) > 0 {
-		in.Body, in.ContentLength = body.NewHeld(data), int64(len(data))
-	}
-	out, err := f.config.Func(in, cause)
-	switch {
-	case err != nil:
-		discard(out)
-		return nil, err
-	case out == nil:
-		return nil, t.fail("fallback", errors.New("func returned neither a response nor an error"))
-	}
-	made := *out
-	if made.Header = out.Header.Clone(); made.Header == nil {
-		made.Header = make(http.Header)
-	}
-	if body.IsStream(&made) {
-		return &made, nil
-	}
-	if err := body.Hold(&made, -1); err != nil {
-		return nil, t.fail("fallback", fmt.Errorf("reading what func returned: %w", err))
-	}
-	return &made, nil
-}
-
-func discard(resp *http.Response) {
+func discardAnswer(resp *http.Response) {
 	if resp != nil && resp.Body != nil {
 		_ = resp.Body.Close() // another answer takes its place
 	}
-}
-
-// callID tells reads apart that must not wait for each other: a critical one not for one in the bulk tier, a patient one
-// not for one with a short limit.
-type callID struct {
-	key      answers.Key
-	priority Priority
-	class    Class
-	limit    time.Duration
-}
-
-// ask gets the answer from below, with one call for all who ask the same at the same time. The first leads, in its own
-// goroutine and under its own context. When it ends for a reason of its own, one of those who waited leads next.
-func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
-	id := callID{key: key, priority: t.call.Priority, class: t.call.Class, limit: t.call.Limit}
-	for {
-		call, leads := f.calls.Join(id, t.call.Resource, t)
-		if leads {
-			return f.lead(call, t, req, next)
-		}
-		if t.within(call.Leader) { // a chain with this layer twice, or a transport that asks the same: waiting would never end
-			return f.alone(t, req, next, key)
-		}
-		select {
-		case <-call.Done():
-		case <-req.Context().Done():
-			return nil, t.gone(req.Context(), "fallback")
-		case <-f.closing:
-			return nil, t.refuse("fallback", ErrClosed)
-		}
-		switch call.Ending {
-		case answers.Answered:
-			f.coalesced.Add(1)
-			return call.Answer.Response(req, false), nil
-		case answers.Failed:
-			f.coalesced.Add(1)
-			return nil, call.Err
-		case answers.Unshared:
-			return f.alone(t, req, next, key)
-		}
-	}
-}
-
-// within reports whether t is, or was started inside, the trip other.
-func (t *trip) within(other *trip) bool {
-	for ; t != nil; t = t.outer {
-		if t == other {
-			return true
-		}
-	}
-	return false
-}
-
-// lead makes the call and tells those who wait how it ended.
-func (f *Fallback) lead(call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
-	returned := false
-	var kept *answers.Answer
-	defer func() {
-		if f.calls.Leave(call) && returned {
-			call.Ending, call.Answer, call.Err = f.share(req.Context(), resp, kept, err)
-		}
-		f.calls.End(call)
-	}()
-	resp, kept, err = f.send(t, req, next, call.ID.key, call.Read)
-	returned = true
-	return resp, err
-}
-
-// share says what the end of a leader's call means to the others. An error that came as the leader left is the leader's.
-func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers.Answer, err error) (answers.Ending, *answers.Answer, error) {
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return answers.Abandoned, nil, nil
-	case err != nil:
-		return answers.Failed, nil, err
-	case kept != nil:
-		return answers.Answered, kept, nil
-	}
-	if a, ok := answers.Take(resp, f.headers); ok {
-		return answers.Answered, a, nil
-	}
-	return answers.Unshared, nil, nil
-}
-
-// alone makes the call for one caller.
-func (f *Fallback) alone(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
-	read := f.store.Begin(t.call.Resource)
-	defer f.store.End(read)
-	resp, _, err := f.send(t, req, next, key, read)
-	return resp, err
-}
-
-// send asks below, and keeps the answer if it is worth keeping.
-func (f *Fallback) send(t *trip, req *http.Request, next leg, key answers.Key, read answers.Read) (*http.Response, *answers.Answer, error) {
-	resp, err := next.travel(t, req)
-	if err != nil {
-		return nil, nil, err
-	}
-	unmark(resp)
-	switch resp.StatusCode {
-	case http.StatusOK:
-		a, ok := answers.Take(resp, f.headers)
-		if ok {
-			f.store.Put(read, key, a, time.Now())
-		}
-		return resp, a, nil
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone:
-		f.store.Drop(key) // what was good before is not any more
-	}
-	return resp, nil, nil
-}
-
-// refresh renews an answer in the background, unless somebody is at it, it failed lately, or too many are under way.
-func (f *Fallback) refresh(t *trip, req *http.Request, next leg, key answers.Key) {
-	if f.closed() {
-		return
-	}
-	select {
-	case f.refreshing <- struct{}{}:
-	default:
-		return
-	}
-	if !f.store.BeginRefresh(key, time.Now()) {
-		<-f.refreshing
-		return
-	}
-	f.refreshes.Add(1)
-	again := *t
-	again.call.Priority = PriorityBulk
-	ctx, cancel := f.background(context.WithValue(req.Context(), tripKey{}, &again), t.call.Budget)
-	req = req.Clone(ctx) // the caller may use theirs again
-	again.url = req.URL
-	again.payload.Hold()
-	go capture(func() (*http.Response, error) { return f.alone(&again, req, next, key) }, func(r result) {
-		cancel()
-		again.payload.Release()
-		f.refreshed(&again, key, r)
-		<-f.refreshing
-	})
-}
-
-// background returns a context with the values of ctx that ends by itself: when the budget is used up, or at Close.
-func (f *Fallback) background(ctx context.Context, budget time.Duration) (context.Context, func()) {
-	if budget <= 0 {
-		budget = refreshBudget
-	}
-	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), budget, errBudget)
-	ctx, cancel := context.WithCancelCause(ctx)
-	if f.closing != nil {
-		go func() {
-			select {
-			case <-f.closing:
-				cancel(ErrClosed)
-			case <-ctx.Done():
-			}
-		}()
-	}
-	return ctx, func() { cancel(nil); stop() }
-}
-
-// refreshed notes how a refresh ended.
-func (f *Fallback) refreshed(t *trip, key answers.Key, r result) {
-	ev := Event{Kind: EventRefresh, Operation: t.call.Operation}
-	switch {
-	case r.panicked, r.exited:
-		ev.Cause = "panic"
-	case r.err != nil:
-		ev.Cause = word(r.err)
-	case r.resp.StatusCode != http.StatusOK:
-		ev.Cause, ev.StatusCode = "status", r.resp.StatusCode
-	}
-	discard(r.resp)
-	if ev.Cause != "" {
-		f.refreshFailed.Add(1)
-	}
-	f.store.EndRefresh(key, time.Now(), ev.Cause != "")
-	f.events.emit(ev)
-}
-
-func (f *Fallback) closed() bool {
-	select {
-	case <-f.closing:
-		return true
-	default:
-		return false
-	}
-}
-
-// drain waits until no refresh is under way, or ctx ends. It is for a layer that is closed: no other begins.
-func (f *Fallback) drain(ctx context.Context) error {
-	if f == nil {
-		return nil
-	}
-	for range maxRefreshes {
-		select {
-		case f.refreshing <- struct{}{}:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
 }

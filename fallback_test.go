@@ -5,15 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/retell-resilience/resilience/internal/body"
 )
 
 // shop is an upstream whose behaviour a test changes as it goes.
@@ -85,8 +90,8 @@ func readOf(ctx context.Context, t *testing.T, url string, header ...string) *ht
 
 const callURL = "https://api.example/v2/get-call/abc"
 
-// get makes a read and returns status and text; it fails the test on an error.
-func get(t *testing.T, rt http.RoundTripper, header ...string) (*http.Response, string) {
+// readText makes a read and returns status and text; it fails the test on an error.
+func readText(t *testing.T, rt http.RoundTripper, header ...string) (*http.Response, string) {
 	t.Helper()
 	resp, err := rt.RoundTrip(readOf(t.Context(), t, callURL, header...))
 	require.NoError(t, err)
@@ -124,7 +129,7 @@ func TestF01_SuccessIsPassedOnUnmarked(t *testing.T) {
 		panic("not to be called")
 	}})
 	s.says(http.StatusOK, "good", "X-Request-Id", "1")
-	resp, text := get(t, rt)
+	resp, text := readText(t, rt)
 	require.Equal(t, "good", text)
 	require.Equal(t, "1", resp.Header.Get("X-Request-Id"))
 	requireUpstream(t, resp)
@@ -154,10 +159,10 @@ func TestF02_FailureIsAnsweredFromTheCacheWithReason(t *testing.T) {
 				seen := make(chan Event, 1)
 				f, s, rt := newShop(t, FallbackConfig{OnEvent: func(e Event) { seen <- e }})
 				s.says(http.StatusOK, "good", "Content-Type", "text/plain", "Set-Cookie", "a=b")
-				get(t, rt)
+				readText(t, rt)
 				time.Sleep(90*time.Second + 250*time.Millisecond)
 				s.set(answer)
-				resp, text := get(t, rt)
+				resp, text := readText(t, rt)
 				require.Equal(t, http.StatusOK, resp.StatusCode)
 				require.Equal(t, "good", text)
 				require.Equal(t, "text/plain", resp.Header.Get("Content-Type"))
@@ -241,7 +246,7 @@ func TestF03_BothFail(t *testing.T) {
 				require.ErrorIs(t, err, errFunc)
 			}
 			s.says(http.StatusBadGateway, "bad")
-			resp, text := get(t, rt)
+			resp, text := readText(t, rt)
 			require.Equal(t, http.StatusBadGateway, resp.StatusCode)
 			require.Equal(t, "bad", text)
 			requireUpstream(t, resp)
@@ -265,7 +270,7 @@ func TestF04_NoFallbackForTheCallersOwnEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f, s, rt := newShop(t, FallbackConfig{Func: func(*http.Request, error) (*http.Response, error) { panic("not to be called") }})
-				get(t, rt)
+				readText(t, rt)
 				s.set(func(_ int, req *http.Request) (*http.Response, error) {
 					<-req.Context().Done()
 					return nil, context.Cause(req.Context())
@@ -283,7 +288,7 @@ func TestF04_NoFallbackForTheCallersOwnEnd(t *testing.T) {
 func TestF04_BudgetUsedUpIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{})
-		get(t, rt)
+		readText(t, rt)
 		s.set(func(_ int, req *http.Request) (*http.Response, error) {
 			<-req.Context().Done()
 			return nil, context.Cause(req.Context())
@@ -300,9 +305,9 @@ func TestF04_NoFallbackForAnAnswer(t *testing.T) {
 	for _, status := range []int{201, 204, 304, 400, 401, 404, 408, 409, 422, 429, 499} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			f, s, rt := newShop(t, FallbackConfig{Func: func(*http.Request, error) (*http.Response, error) { panic("not to be called") }})
-			get(t, rt)
+			readText(t, rt)
 			s.says(status, "no")
-			resp, text := get(t, rt)
+			resp, text := readText(t, rt)
 			require.Equal(t, status, resp.StatusCode)
 			require.Equal(t, "no", text)
 			requireUpstream(t, resp)
@@ -316,7 +321,7 @@ func TestF04_NoFallbackForAnAnswer(t *testing.T) {
 
 func TestF04_NoFallbackForPanicAndClose(t *testing.T) {
 	f, s, rt := newShop(t, FallbackConfig{})
-	get(t, rt)
+	readText(t, rt)
 	s.set(func(int, *http.Request) (*http.Response, error) { panic("bug") })
 	require.PanicsWithValue(t, "bug", func() { _, _ = rt.RoundTrip(readOf(t.Context(), t, callURL)) })
 	s.fails(&Error{Layer: "bulkhead", Err: ErrClosed, verdict: refused})
@@ -348,9 +353,9 @@ func TestF04_NoFallbackForWrites(t *testing.T) {
 func TestF04_ANewerNoEndsTheGoodAnswer(t *testing.T) {
 	for status, kept := range map[int]bool{401: false, 403: false, 404: false, 410: false, 400: true, 429: true, 503: true} {
 		f, s, rt := newShop(t, FallbackConfig{})
-		get(t, rt)
+		readText(t, rt)
 		s.says(status, "no")
-		get(t, rt)
+		readText(t, rt)
 		require.Equal(t, kept, f.Stats().Entries == 1, status)
 		s.fails(errDown)
 		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
@@ -414,7 +419,7 @@ func TestF05_ConcurrentReadsOfTwoTenantsAreNotShared(t *testing.T) {
 		for i := range 20 {
 			go func() {
 				tenant := fmt.Sprint("Bearer ", i%2)
-				_, text := get(t, rt, "Authorization", tenant)
+				_, text := readText(t, rt, "Authorization", tenant)
 				require.Equal(t, tenant, text)
 			}()
 		}
@@ -442,7 +447,7 @@ func TestF05_AnswersThatDependOnUnknownHeadersAreNotReused(t *testing.T) {
 					return said(http.StatusOK, "good", c.header...), nil
 				})
 				for range 3 {
-					go func() { get(t, rt) }()
+					go func() { readText(t, rt) }()
 				}
 				time.Sleep(time.Minute)
 				require.Equal(t, c.kept, f.Stats().Entries == 1)
@@ -452,7 +457,7 @@ func TestF05_AnswersThatDependOnUnknownHeadersAreNotReused(t *testing.T) {
 	}
 	t.Run("the request says no-store", func(t *testing.T) {
 		f, _, rt := newShop(t, FallbackConfig{})
-		get(t, rt, "Cache-Control", "no-store")
+		readText(t, rt, "Cache-Control", "no-store")
 		require.Zero(t, f.Stats().Entries)
 	})
 }
@@ -475,7 +480,7 @@ func TestF06_Classes(t *testing.T) {
 		t.Run(c.age.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f, s, rt := newShop(t, FallbackConfig{})
-				get(t, rt)
+				readText(t, rt)
 				s.fails(errDown)
 				time.Sleep(c.age)
 				resp, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
@@ -498,10 +503,10 @@ func TestF06_AnAnswerThatComesOldIsNotFresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{})
 		s.says(http.StatusOK, "good", "Age", "55")
-		get(t, rt)
+		readText(t, rt)
 		s.fails(errDown)
 		time.Sleep(5 * time.Second)
-		resp, _ := get(t, rt)
+		resp, _ := readText(t, rt)
 		requireServed(t, resp, Stale, time.Minute, "transport")
 	})
 }
@@ -509,10 +514,10 @@ func TestF06_AnAnswerThatComesOldIsNotFresh(t *testing.T) {
 func TestF07_PastMaxAgeTheFailureStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{MaxAge: time.Minute})
-		get(t, rt)
+		readText(t, rt)
 		time.Sleep(time.Minute)
 		s.says(http.StatusBadGateway, "bad")
-		resp, text := get(t, rt)
+		resp, text := readText(t, rt)
 		require.Equal(t, http.StatusBadGateway, resp.StatusCode)
 		require.Equal(t, "bad", text)
 		s.fails(errDown)
@@ -524,11 +529,11 @@ func TestF07_PastMaxAgeTheFailureStays(t *testing.T) {
 func TestF09_WhatIsServedIsNotKeptAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, s, rt := newShop(t, FallbackConfig{})
-		get(t, rt)
+		readText(t, rt)
 		s.fails(errDown)
 		for i := 1; i < 24; i++ {
 			time.Sleep(time.Hour)
-			resp, _ := get(t, rt)
+			resp, _ := readText(t, rt)
 			requireServed(t, resp, VeryStale, time.Duration(i)*time.Hour, "transport")
 		}
 		time.Sleep(time.Hour)
@@ -542,9 +547,9 @@ func TestF09_TheMarkCannotBeForged(t *testing.T) {
 	f, s, rt := newShop(t, FallbackConfig{})
 	forged := []string{"Resilience-Fallback", "stale; reason=open; age=5s", "Age", "5"}
 	s.says(http.StatusOK, "good", forged...)
-	resp, _ := get(t, rt)
+	resp, _ := readText(t, rt)
 	requireUpstream(t, resp)
-	resp, _ = get(t, rt, "Cache-Control", "no-store")
+	resp, _ = readText(t, rt, "Cache-Control", "no-store")
 	requireUpstream(t, resp)
 	s.says(http.StatusNotFound, "no", forged...)
 	resp, err := rt.RoundTrip(readOf(t.Context(), t, callURL+"d"))
@@ -568,11 +573,11 @@ func TestF09_TheMarkCannotBeForged(t *testing.T) {
 func TestF09_EachReaderGetsTheirOwnCopy(t *testing.T) {
 	_, s, rt := newShop(t, FallbackConfig{})
 	s.says(http.StatusOK, "good", "X", "1", "X", "2")
-	resp, _ := get(t, rt)
+	resp, _ := readText(t, rt)
 	resp.Header["X"][0] = "changed"
 	s.fails(errDown)
 	for range 3 {
-		resp, text := get(t, rt)
+		resp, text := readText(t, rt)
 		require.Equal(t, "good", text)
 		require.Equal(t, []string{"1", "2"}, resp.Header["X"])
 		resp.Header["X"][0] = "changed"
@@ -585,13 +590,868 @@ func TestF09_TheMarkSurvivesHTTPClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{})
 		client := &http.Client{Transport: rt, Timeout: time.Minute}
-		_, err := client.Get(callURL)
+		resp, err := client.Get(callURL)
 		require.NoError(t, err)
+		require.Equal(t, "good", textOf(t, resp))
 		s.fails(errDown)
 		time.Sleep(2 * time.Second)
-		resp, err := client.Get(callURL)
+		resp, err = client.Get(callURL)
 		require.NoError(t, err)
 		requireServed(t, resp, Fresh, 2*time.Second, "transport")
 		require.Equal(t, "good", textOf(t, resp))
+		require.NoError(t, resp.Body.Close())
 	})
+}
+
+// A look-up that must see the other side gets neither a cached answer, nor somebody else's, nor a substitute.
+func TestF04_ALookUpAsksForItself(t *testing.T) {
+	f, s, rt := newShop(t, FallbackConfig{ServeFresh: true, Func: func(*http.Request, error) (*http.Response, error) { panic("not to be called") }})
+	readText(t, rt)
+	s.fails(errDown)
+	req := readOf(context.WithValue(t.Context(), overridesKey{}, overrides{fresh: true}), t, callURL)
+	_, err := rt.RoundTrip(req)
+	require.ErrorIs(t, err, errDown)
+	require.Zero(t, f.Stats().Misses)
+}
+
+func TestF10_OneCallForAllWhoAskAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		s.set(func(int, *http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return said(http.StatusOK, "good", "X", "1"), nil
+		})
+		var done sync.WaitGroup
+		for range 200 {
+			done.Go(func() {
+				resp, text := readText(t, rt)
+				require.Equal(t, "good", text)
+				requireUpstream(t, resp)
+				require.NotNil(t, resp.Request)
+				resp.Header.Set("X", "mine") // nobody else's
+			})
+		}
+		done.Wait()
+		require.Equal(t, 1, s.count())
+		require.Equal(t, uint64(199), f.Stats().Coalesced)
+		requireNothingUnderWay(t, f)
+	})
+}
+
+// requireNothingUnderWay looks for what a read could have left behind.
+func requireNothingUnderWay(t *testing.T, f *Fallback) {
+	t.Helper()
+	synctest.Wait()
+	require.Zero(t, f.calls.Len())
+	require.Zero(t, f.store.Reads())
+	require.Zero(t, len(f.refreshing))
+}
+
+// lead starts a read that ends as the test says, and returns how it ended.
+func lead(ctx context.Context, t *testing.T, rt http.RoundTripper, how func(func())) {
+	t.Helper()
+	req := readOf(ctx, t, callURL)
+	go how(func() { _, _ = rt.RoundTrip(req) })
+	synctest.Wait()
+}
+
+func TestF10_WhenTheLeaderEndsAFollowerLeads(t *testing.T) {
+	for name, c := range map[string]struct {
+		ctx   func(context.Context) (context.Context, context.CancelFunc)
+		first func(req *http.Request) (*http.Response, error)
+		how   func(func())
+	}{
+		"cancel": {
+			ctx: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				ctx, cancel := context.WithCancel(ctx)
+				time.AfterFunc(time.Second, cancel)
+				return ctx, cancel
+			},
+		},
+		"deadline": {
+			ctx: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, time.Second)
+			},
+		},
+		"budget": {
+			ctx: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeoutCause(ctx, time.Second, errBudget)
+			},
+		},
+		"panic": {
+			first: func(*http.Request) (*http.Response, error) { time.Sleep(time.Second); panic("bug") },
+			how:   func(f func()) { defer func() { _ = recover() }(); f() },
+		},
+		"goexit": {
+			first: func(*http.Request) (*http.Response, error) {
+				time.Sleep(time.Second)
+				runtime.Goexit()
+				return nil, nil
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, s, rt := newShop(t, FallbackConfig{})
+				s.set(func(n int, req *http.Request) (*http.Response, error) {
+					switch {
+					case n == 1 && c.first != nil:
+						return c.first(req)
+					case n == 1:
+						<-req.Context().Done()
+						return nil, req.Context().Err()
+					}
+					time.Sleep(time.Second)
+					return said(http.StatusOK, "good"), nil
+				})
+				ctx, stop := t.Context(), func() {}
+				if c.ctx != nil {
+					ctx, stop = c.ctx(t.Context())
+				}
+				defer stop()
+				how := c.how
+				if how == nil {
+					how = func(f func()) { f() }
+				}
+				lead(ctx, t, rt, how)
+				var followers sync.WaitGroup
+				for range 50 {
+					followers.Go(func() {
+						_, text := readText(t, rt)
+						require.Equal(t, "good", text)
+					})
+				}
+				followers.Wait()
+				require.Equal(t, 2, s.count(), "one of them leads, the others follow again")
+				requireNothingUnderWay(t, f)
+			})
+		})
+	}
+}
+
+func TestF10_EachFollowerHonoursTheirOwnContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		readText(t, rt)
+		s.set(func(int, *http.Request) (*http.Response, error) {
+			time.Sleep(time.Minute)
+			return said(http.StatusOK, "newer"), nil
+		})
+		lead(t.Context(), t, rt, func(f func()) { f() })
+		start := time.Now()
+
+		errMine := errors.New("changed my mind")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(errMine) })
+		_, err := rt.RoundTrip(readOf(ctx, t, callURL))
+		require.ErrorIs(t, err, errMine)
+		require.ErrorIs(t, err, context.Canceled)
+		require.True(t, NotSent(err))
+		require.Equal(t, time.Second, time.Since(start))
+
+		ctx, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		_, err = rt.RoundTrip(readOf(ctx, t, callURL))
+		var ours *Error
+		require.ErrorAs(t, err, &ours)
+		require.Equal(t, "caller", ours.Limit)
+		require.Equal(t, 2*time.Second, time.Since(start))
+
+		ctx, stop = context.WithTimeoutCause(t.Context(), time.Second, errBudget)
+		defer stop()
+		resp, err := rt.RoundTrip(readOf(ctx, t, callURL))
+		require.NoError(t, err, "the budget was used up, and there is an answer")
+		requireServed(t, resp, Fresh, 3*time.Second, "timeout")
+
+		_, text := readText(t, rt)
+		require.Equal(t, "newer", text)
+		require.Equal(t, 2, s.count())
+		requireNothingUnderWay(t, f)
+	})
+}
+
+func TestF10_CloseSendsFollowersHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		closing := make(chan struct{})
+		f.closing = closing
+		readText(t, rt)
+		s.set(func(int, *http.Request) (*http.Response, error) { time.Sleep(time.Minute); return nil, errDown })
+		lead(t.Context(), t, rt, func(f func()) { f() })
+		time.AfterFunc(time.Second, func() { close(closing) })
+		start := time.Now()
+		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.ErrorIs(t, err, ErrClosed)
+		require.True(t, NotSent(err))
+		require.Equal(t, time.Second, time.Since(start))
+		time.Sleep(time.Hour)
+		requireNothingUnderWay(t, f)
+	})
+}
+
+func TestF10_WhatIsNotShared(t *testing.T) {
+	for name, c := range map[string]struct {
+		config FallbackConfig
+		header []string
+		call   func(i int) Call
+		want   int
+	}{
+		"streams":       {header: []string{"Content-Type", "text/event-stream"}, want: 3},
+		"not cacheable": {config: FallbackConfig{Cacheable: func(Call) bool { return false }}, want: 3},
+		"panics":        {config: FallbackConfig{Cacheable: func(Call) bool { panic("bug") }}, want: 3},
+		"by priority":   {call: func(i int) Call { return Call{Priority: Priority(1 + i)} }, want: 3},
+		"by limit":      {call: func(i int) Call { return Call{Limit: time.Duration(i) * time.Minute} }, want: 3},
+		"shared":        {want: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, s, rt := newShop(t, c.config)
+				s.set(func(int, *http.Request) (*http.Response, error) {
+					time.Sleep(time.Second)
+					return said(http.StatusOK, "good", c.header...), nil
+				})
+				var done sync.WaitGroup
+				for i := range 3 {
+					done.Go(func() {
+						ctx := t.Context()
+						if c.call != nil {
+							ctx = WithCall(ctx, c.call(i))
+						}
+						resp, err := rt.RoundTrip(readOf(ctx, t, callURL))
+						require.NoError(t, err)
+						require.Equal(t, "good", textOf(t, resp))
+					})
+				}
+				done.Wait()
+				require.Equal(t, c.want, s.count())
+				require.Equal(t, c.header == nil && c.config.Cacheable == nil, f.Stats().Entries == 1)
+				requireNothingUnderWay(t, f)
+			})
+		})
+	}
+}
+
+func TestF10_ARefusalIsSharedToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s, rt := newShop(t, FallbackConfig{})
+		s.set(func(int, *http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return said(http.StatusTooManyRequests, "slow down", "Retry-After", "7"), nil
+		})
+		var done sync.WaitGroup
+		for range 5 {
+			done.Go(func() {
+				resp, text := readText(t, rt)
+				require.Equal(t, http.StatusTooManyRequests, resp.StatusCode)
+				require.Equal(t, "7", resp.Header.Get("Retry-After"))
+				require.Equal(t, "slow down", text)
+			})
+		}
+		done.Wait()
+		require.Equal(t, 1, s.count())
+	})
+}
+
+// A chain with the same layer twice, and a transport that asks the same through it, must not wait for themselves.
+func TestF10_NoReadWaitsForItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, _ := newShop(t, FallbackConfig{})
+		_, text := readText(t, Chain(f, f).Wrap(s))
+		require.Equal(t, "good", text)
+
+		var rt http.RoundTripper
+		rt = f.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if req.Header.Get("X-Inner") != "" {
+				return said(http.StatusOK, "inner"), nil
+			}
+			inner := req.Clone(req.Context())
+			inner.URL.Fragment = "x" // another request, the same answer
+			inner.Header.Set("X-Inner", "1")
+			return rt.RoundTrip(inner)
+		}))
+		_, text = readText(t, rt)
+		require.Equal(t, "inner", text)
+		requireNothingUnderWay(t, f)
+	})
+}
+
+func TestF11_AnErrorIsSharedButNotReplayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		s.set(func(int, *http.Request) (*http.Response, error) { time.Sleep(time.Second); return nil, errDown })
+		var done sync.WaitGroup
+		for range 10 {
+			done.Go(func() {
+				_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+				require.ErrorIs(t, err, errDown)
+			})
+		}
+		done.Wait()
+		require.Equal(t, 1, s.count())
+		s.says(http.StatusOK, "good")
+		_, text := readText(t, rt)
+		require.Equal(t, "good", text)
+		require.Equal(t, uint64(10), f.Stats().Misses)
+		requireNothingUnderWay(t, f)
+	})
+}
+
+// readAt makes a read of one of many resources.
+func readAt(t *testing.T, rt http.RoundTripper, id string) (*http.Response, error) {
+	t.Helper()
+	ctx := WithCall(t.Context(), Call{Resource: "call/" + id})
+	return rt.RoundTrip(readOf(ctx, t, "https://api.example/v2/get-call/"+id))
+}
+
+func TestF12_TheBoundHoldsAndTheLeastRecentlyUsedGoes(t *testing.T) {
+	one := func() int64 {
+		f, _, rt := newShop(t, FallbackConfig{})
+		_, err := readAt(t, rt, "0")
+		require.NoError(t, err)
+		return f.Stats().Bytes
+	}()
+	f, s, rt := newShop(t, FallbackConfig{MaxBytes: 10 * one})
+	for i := range 10 {
+		_, err := readAt(t, rt, fmt.Sprint(i))
+		require.NoError(t, err)
+	}
+	require.Equal(t, 10, f.Stats().Entries)
+	_, err := readAt(t, rt, "0") // an update saves it
+	require.NoError(t, err)
+	s.fails(errDown)
+	_, err = readAt(t, rt, "1") // and so does being served
+	require.NoError(t, err)
+	s.says(http.StatusOK, "good")
+	_, err = readAt(t, rt, "x")
+	require.NoError(t, err)
+	require.Equal(t, 10, f.Stats().Entries)
+	require.Equal(t, 10*one, f.Stats().Bytes)
+	require.Equal(t, uint64(1), f.Stats().Evicted)
+	s.fails(errDown)
+	for id, kept := range map[string]bool{"0": true, "1": true, "2": false, "3": true, "x": true} {
+		_, err := readAt(t, rt, id)
+		require.Equal(t, kept, err == nil, id)
+	}
+	s.says(http.StatusOK, strings.Repeat("x", int(10*one)))
+	_, err = readAt(t, rt, "huge")
+	require.NoError(t, err)
+	require.Equal(t, 10, f.Stats().Entries, "an answer larger than the bound pushes nothing out")
+}
+
+func TestF13_ExpiredAnswersLeaveMemory(t *testing.T) {
+	const maxAge = 100 * time.Millisecond
+	t.Run("on read", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f, s, rt := newShop(t, FallbackConfig{MaxAge: maxAge})
+			_, err := readAt(t, rt, "a")
+			require.NoError(t, err)
+			time.Sleep(maxAge + time.Millisecond)
+			s.fails(errDown)
+			_, err = readAt(t, rt, "a")
+			require.ErrorIs(t, err, errDown)
+			require.Zero(t, f.Stats().Entries)
+		})
+	})
+	t.Run("as others come", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f, _, rt := newShop(t, FallbackConfig{MaxAge: maxAge})
+			for i := range 10 {
+				_, err := readAt(t, rt, fmt.Sprint(i))
+				require.NoError(t, err)
+			}
+			time.Sleep(maxAge)
+			for range 5 {
+				_, err := readAt(t, rt, "x")
+				require.NoError(t, err)
+			}
+			require.Equal(t, 1, f.Stats().Entries)
+			require.Equal(t, uint64(10), f.Stats().Expired)
+		})
+	})
+	t.Run("by the sweep", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f, _, rt := newShop(t, FallbackConfig{MaxAge: maxAge})
+			for i := range 1000 {
+				_, err := readAt(t, rt, fmt.Sprint(i))
+				require.NoError(t, err)
+			}
+			time.Sleep(maxAge - 1)
+			f.sweep()
+			require.Equal(t, 1000, f.Stats().Entries)
+			time.Sleep(1)
+			require.Equal(t, 1000, f.Stats().Entries, "reading the stats changes nothing")
+			f.sweep()
+			require.Zero(t, f.Stats().Entries)
+			require.Zero(t, f.Stats().Bytes)
+		})
+	})
+	t.Run("never", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			_, s, rt := newShop(t, FallbackConfig{MaxAge: -1})
+			_, err := readAt(t, rt, "a")
+			require.NoError(t, err)
+			time.Sleep(1000 * time.Hour)
+			s.fails(errDown)
+			resp, err := readAt(t, rt, "a")
+			require.NoError(t, err)
+			requireServed(t, resp, VeryStale, 1000*time.Hour, "transport")
+		})
+	})
+}
+
+func TestF14_AColdCacheInAnOutage(t *testing.T) {
+	seen := make(chan Event, 2)
+	f, s, rt := newShop(t, FallbackConfig{OnEvent: func(e Event) { seen <- e }})
+	s.fails(errDown)
+	_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+	require.ErrorIs(t, err, errDown)
+	require.Equal(t, EventFallbackFailed, (<-seen).Kind)
+	s.says(http.StatusServiceUnavailable, "busy", "Retry-After", "3")
+	resp, text := readText(t, rt)
+	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+	require.Equal(t, "3", resp.Header.Get("Retry-After"))
+	require.Equal(t, "busy", text)
+	require.Equal(t, http.StatusServiceUnavailable, (<-seen).StatusCode)
+	require.Equal(t, uint64(2), f.Stats().Misses)
+}
+
+func TestF14_ACutAnswerIsNeverKept(t *testing.T) {
+	f, s, rt := newShop(t, FallbackConfig{})
+	s.set(func(int, *http.Request) (*http.Response, error) {
+		resp := said(http.StatusOK, "")
+		resp.Body = io.NopCloser(io.MultiReader(strings.NewReader("half"), broken{}))
+		return resp, nil
+	})
+	_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.Zero(t, f.Stats().Entries)
+}
+
+func TestF16_ZeroValuesAreKept(t *testing.T) {
+	for _, text := range []string{"", "0", "false", "[]", "null", `""`} {
+		_, s, rt := newShop(t, FallbackConfig{})
+		s.says(http.StatusOK, text)
+		readText(t, rt)
+		s.fails(errDown)
+		resp, got := readText(t, rt)
+		require.Equal(t, text, got)
+		require.Equal(t, http.StatusOK, resp.StatusCode)
+	}
+}
+
+// writeTo makes a write to a resource.
+func writeTo(t *testing.T, rt http.RoundTripper, resource string) (*http.Response, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(WithCall(t.Context(), Call{Resource: resource}), http.MethodPatch, callURL, strings.NewReader("x"))
+	require.NoError(t, err)
+	return rt.RoundTrip(req)
+}
+
+func TestF17_AWriteInvalidatesWhatItMayHaveChanged(t *testing.T) {
+	answers := func(status int) func(int, *http.Request) (*http.Response, error) {
+		return func(int, *http.Request) (*http.Response, error) { return said(status, ""), nil }
+	}
+	errs := func(err error) func(int, *http.Request) (*http.Response, error) {
+		return func(int, *http.Request) (*http.Response, error) { return nil, err }
+	}
+	for name, c := range map[string]struct {
+		answer func(int, *http.Request) (*http.Response, error)
+		kept   bool
+	}{
+		"200":          {answers(200), false},
+		"204":          {answers(204), false},
+		"302":          {answers(302), false},
+		"400":          {answers(400), true},
+		"404":          {answers(404), true},
+		"408":          {answers(408), false},
+		"409":          {answers(409), false},
+		"422":          {answers(422), true},
+		"429":          {answers(429), true},
+		"500":          {answers(500), false},
+		"in doubt":     {errs(&Error{Layer: "idempotency", Err: ErrInDoubt}), false},
+		"lost":         {errs(io.ErrUnexpectedEOF), false},
+		"circuit open": {errs(&Error{Layer: "breaker", Err: ErrOpen, verdict: refused}), true},
+		"not sent":     {errs(MarkNotSent(errDown)), true},
+		"panic":        {func(int, *http.Request) (*http.Response, error) { panic("bug") }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, s, rt := newShop(t, FallbackConfig{})
+			_, err := readAt(t, rt, "abc")
+			require.NoError(t, err)
+			s.set(c.answer)
+			func() {
+				defer func() { _ = recover() }()
+				_, _ = writeTo(t, rt, "call/abc")
+			}()
+			require.Equal(t, c.kept, f.Stats().Entries == 1)
+		})
+	}
+}
+
+func TestF17_WhatAResourceIsAbout(t *testing.T) {
+	all := []string{"call", "call/abc", "call/abc/log", "call/abcd", "agent/abc", ""}
+	for resource, gone := range map[string][]string{
+		"call/abc":   {"call", "call/abc", "call/abc/log"},
+		"/call/abc/": {"call", "call/abc", "call/abc/log"},
+		"call":       {"call", "call/abc", "call/abc/log", "call/abcd"},
+		"call/new":   {"call"},
+		"call/abc/x": {"call", "call/abc"},
+		"chat":       nil,
+		"":           all,
+	} {
+		f, s, rt := newShop(t, FallbackConfig{})
+		read := func(r string) error {
+			ctx := WithCall(t.Context(), Call{Resource: r})
+			_, err := rt.RoundTrip(readOf(ctx, t, "https://api.example/"+r))
+			return err
+		}
+		for _, r := range all {
+			require.NoError(t, read(r))
+		}
+		f.Invalidate(resource)
+		require.Equal(t, len(all)-len(gone), f.Stats().Entries, resource)
+		require.Equal(t, uint64(len(gone)), f.Stats().Invalidated, resource)
+		s.fails(errDown)
+		for _, r := range all {
+			if read(r) != nil {
+				require.Contains(t, gone, r, "gone by %q", resource)
+			}
+		}
+	}
+}
+
+func TestF17_AWriteOfNoResourceInvalidatesNothing(t *testing.T) {
+	f, _, rt := newShop(t, FallbackConfig{})
+	readText(t, rt)
+	_, err := writeTo(t, rt, "")
+	require.NoError(t, err)
+	require.Equal(t, 1, f.Stats().Entries)
+}
+
+func TestF17_AReadThatAWriteOvertookIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		var written atomic.Bool
+		s.set(func(_ int, req *http.Request) (*http.Response, error) {
+			if req.Method == http.MethodPatch {
+				time.Sleep(time.Second)
+				written.Store(true)
+				return said(http.StatusOK, ""), nil
+			}
+			seen := "old"
+			if written.Load() {
+				seen = "new"
+			}
+			time.Sleep(10 * time.Second)
+			return said(http.StatusOK, seen), nil
+		})
+		old := make(chan string, 2)
+		read := func() {
+			resp, err := readAt(t, rt, "abc")
+			require.NoError(t, err)
+			old <- textOf(t, resp)
+		}
+		go read()
+		time.Sleep(time.Millisecond)
+		go read() // follows the first
+		time.Sleep(time.Millisecond)
+		_, err := writeTo(t, rt, "call/abc")
+		require.NoError(t, err)
+		resp, err := readAt(t, rt, "abc")
+		require.NoError(t, err)
+		require.Equal(t, "new", textOf(t, resp), "who asks after the write must not join a read from before it")
+		require.Equal(t, "old", <-old)
+		require.Equal(t, "old", <-old)
+		require.Equal(t, 3, s.count())
+		s.fails(errDown)
+		resp, err = readAt(t, rt, "abc")
+		require.NoError(t, err)
+		require.Equal(t, "new", textOf(t, resp))
+		requireNothingUnderWay(t, f)
+	})
+}
+
+// A write that was given up while its transport still worked on it may change things later: what was read meanwhile goes
+// when it has really ended.
+func TestF17_AWriteThatIsAbandonedInvalidatesAgainAtItsEnd(t *testing.T) {
+	f, _, _ := newShop(t, FallbackConfig{})
+	l := &lingering{err: errDown}
+	rt := f.Wrap(legFunc(func(_ *trip, req *http.Request) (*http.Response, error) {
+		if req.Method == http.MethodPatch {
+			return nil, l
+		}
+		resp := said(http.StatusOK, "old")
+		return resp, body.Hold(resp, -1)
+	}))
+	_, err := writeTo(t, rt, "call/abc")
+	require.ErrorIs(t, err, errDown)
+	_, err = readAt(t, rt, "abc")
+	require.NoError(t, err)
+	require.Equal(t, 1, f.Stats().Entries)
+	l.tail.end()
+	require.Zero(t, f.Stats().Entries)
+}
+
+func TestF19_AClockThatGoesBackMakesNothingYounger(t *testing.T) {
+	f, _, rt := newShop(t, FallbackConfig{})
+	req := readOf(t.Context(), t, callURL)
+	_, err := rt.RoundTrip(req)
+	require.NoError(t, err)
+	key, ok := f.keyOf(&trip{call: Call{Operation: http.MethodGet}}, req)
+	require.True(t, ok)
+	_, age, ok := f.store.Get(key, time.Now().Add(-time.Hour))
+	require.True(t, ok)
+	require.Zero(t, age, "never negative")
+	_, age, ok = f.store.Get(key, time.Now().Round(0).Add(time.Hour)) // a wall clock alone still works
+	require.True(t, ok)
+	require.Equal(t, time.Hour, age.Round(time.Minute))
+	_, _, ok = f.store.Get(key, time.Now().Add(24*time.Hour))
+	require.False(t, ok, "the maximum age holds")
+}
+
+func TestF20_ServeFreshDoesNotAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s, rt := newShop(t, FallbackConfig{ServeFresh: true})
+		resp, _ := readText(t, rt)
+		requireUpstream(t, resp)
+		time.Sleep(59 * time.Second)
+		resp, _ = readText(t, rt)
+		requireServed(t, resp, Fresh, 59*time.Second, "fresh")
+		require.Equal(t, 1, s.count())
+		resp, _ = readText(t, rt, "Cache-Control", "max-age=0, no-cache")
+		requireUpstream(t, resp)
+		require.Equal(t, 2, s.count())
+		time.Sleep(60 * time.Second)
+		resp, _ = readText(t, rt)
+		requireUpstream(t, resp)
+		require.Equal(t, 3, s.count())
+	})
+}
+
+func TestF20_AStaleAnswerIsRenewedInTheBackground(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{Refresh: true})
+		readText(t, rt, "Authorization", "Bearer x")
+		s.set(func(_ int, req *http.Request) (*http.Response, error) {
+			require.Equal(t, PriorityBulk, tripOf(req.Context()).call.Priority)
+			require.Equal(t, "Bearer x", req.Header.Get("Authorization"))
+			select {
+			case <-time.After(time.Second):
+				return said(http.StatusOK, "newer"), nil
+			case <-req.Context().Done():
+				return nil, req.Context().Err()
+			}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		time.Sleep(time.Minute)
+		before := s.count()
+		for range 5 {
+			req := readOf(ctx, t, callURL, "Authorization", "Bearer x")
+			resp, err := rt.RoundTrip(req)
+			require.NoError(t, err)
+			requireServed(t, resp, Stale, time.Minute, "refresh")
+			req.Header.Set("Authorization", "Bearer of another request") // the caller may use theirs again
+			req.URL.Path = "/other"
+		}
+		cancel() // the refresh is not the caller's
+		require.Equal(t, 1, f.Stats().Refreshing)
+		time.Sleep(2 * time.Second)
+		require.Equal(t, before+1, s.count())
+		resp, text := readText(t, rt, "Authorization", "Bearer x")
+		require.Equal(t, "newer", text)
+		requireServed(t, resp, Fresh, time.Second, "fresh")
+		require.Equal(t, uint64(1), f.Stats().Refreshes)
+		require.Zero(t, f.Stats().RefreshFailures)
+		requireNothingUnderWay(t, f)
+	})
+}
+
+func TestF20_ARefreshThatFailsKeepsTheOldAnswerAndBacksOff(t *testing.T) {
+	for name, answer := range map[string]func(int, *http.Request) (*http.Response, error){
+		"error":  func(int, *http.Request) (*http.Response, error) { return nil, errDown },
+		"status": func(int, *http.Request) (*http.Response, error) { return said(http.StatusBadGateway, ""), nil },
+		"panic":  func(int, *http.Request) (*http.Response, error) { panic("bug") },
+		"goexit": func(int, *http.Request) (*http.Response, error) { runtime.Goexit(); return nil, nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, s, rt := newShop(t, FallbackConfig{Refresh: true})
+				readText(t, rt)
+				time.Sleep(time.Minute)
+				s.set(answer)
+				var asked []time.Duration
+				start := time.Now()
+				for time.Since(start) < 30*time.Second {
+					before := s.count()
+					_, text := readText(t, rt)
+					require.Equal(t, "good", text)
+					synctest.Wait()
+					if s.count() > before {
+						asked = append(asked, time.Since(start))
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				require.Equal(t, []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second, 15 * time.Second}, asked)
+				require.Equal(t, uint64(5), f.Stats().RefreshFailures)
+				requireNothingUnderWay(t, f)
+			})
+		})
+	}
+}
+
+func TestF20_RefreshesAreBoundedAndEndAtClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{Refresh: true})
+		closing := make(chan struct{})
+		f.closing = closing
+		for i := range 10 {
+			_, err := readAt(t, rt, fmt.Sprint(i))
+			require.NoError(t, err)
+		}
+		time.Sleep(time.Minute)
+		s.set(func(_ int, req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			return nil, context.Cause(req.Context())
+		})
+		for i := range 10 {
+			_, err := readAt(t, rt, fmt.Sprint(i))
+			require.NoError(t, err)
+		}
+		require.Equal(t, maxRefreshes, f.Stats().Refreshing)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, f.drain(ctx), context.DeadlineExceeded)
+		require.Equal(t, maxRefreshes, f.Stats().Refreshing)
+		close(closing)
+		require.NoError(t, f.drain(t.Context()))
+		before := s.count()
+		_, err := readAt(t, rt, "1")
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, before, s.count(), "closed: no refresh begins")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{Refresh: true})
+		readText(t, rt)
+		time.Sleep(time.Minute)
+		s.set(func(_ int, req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			return nil, context.Cause(req.Context())
+		})
+		readText(t, rt)
+		time.Sleep(refreshBudget)
+		requireNothingUnderWay(t, f)
+	})
+}
+
+func TestFallbackConfigFaults(t *testing.T) {
+	_, err := NewFallback(FallbackConfig{
+		Fresh: time.Hour, Stale: time.Minute, MaxAge: time.Second, MaxBytes: -2, Vary: []string{"", "*", "X Y", "ok"},
+	})
+	for _, field := range []string{"Fallback.Stale", "Fallback.MaxAge", "Fallback.MaxBytes", "Fallback.Vary"} {
+		require.ErrorContains(t, err, field)
+	}
+	require.NotContains(t, err.Error(), "Fallback.Fresh")
+	_, err = NewFallback(FallbackConfig{Fresh: -2, Stale: -2, MaxAge: -2})
+	for _, field := range []string{"Fallback.Fresh", "Fallback.Stale", "Fallback.MaxAge"} {
+		require.ErrorContains(t, err, field)
+	}
+	const m, h = time.Minute, time.Hour
+	for _, c := range []struct{ set, want [3]time.Duration }{
+		{[3]time.Duration{0, 0, 0}, [3]time.Duration{m, 10 * m, 24 * h}},
+		{[3]time.Duration{h, 0, 0}, [3]time.Duration{h, h, 24 * h}},
+		{[3]time.Duration{48 * h, 0, 0}, [3]time.Duration{48 * h, 48 * h, 48 * h}},
+		{[3]time.Duration{0, time.Second, 0}, [3]time.Duration{time.Second, time.Second, 24 * h}},
+		{[3]time.Duration{0, 0, 2 * m}, [3]time.Duration{m, 2 * m, 2 * m}},
+		{[3]time.Duration{0, 0, time.Second}, [3]time.Duration{time.Second, time.Second, time.Second}},
+		{[3]time.Duration{-1, 0, 0}, [3]time.Duration{0, 10 * m, 24 * h}},
+		{[3]time.Duration{0, -1, 0}, [3]time.Duration{m, m, 24 * h}},
+		{[3]time.Duration{-1, -1, -1}, [3]time.Duration{0, 0, -1}},
+	} {
+		wrong := &faults{}
+		fresh, stale, maxAge := FallbackConfig{Fresh: c.set[0], Stale: c.set[1], MaxAge: c.set[2]}.ages(wrong)
+		require.NoError(t, wrong.err())
+		require.Equal(t, c.want, [3]time.Duration{fresh, stale, maxAge}, "%v", c.set)
+	}
+}
+
+func TestFallbackLeftOut(t *testing.T) {
+	var none *Fallback
+	s := &shop{}
+	require.Same(t, s, none.Wrap(s))
+	none.Invalidate("call")
+	none.sweep()
+	require.NoError(t, none.drain(t.Context()))
+	require.Zero(t, none.Stats())
+	off, err := NewFallback(FallbackConfig{Off: true})
+	require.NoError(t, err)
+	require.Same(t, s, off.Wrap(s))
+}
+
+// The body of a read that cannot be held takes no part in a key, so its answer cannot be kept.
+func TestFallbackBodyThatIsNotWhole(t *testing.T) {
+	f, s, _ := newShop(t, FallbackConfig{})
+	d := f.Wrap(s).(*door)
+	ctx := WithCall(t.Context(), Call{Effect: EffectRead})
+	for _, size := range []int{10, 11} {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, callURL, strings.NewReader(strings.Repeat("x", size)))
+		require.NoError(t, err)
+		_, err = enter(req, d, entry{maxBody: 10})
+		require.NoError(t, err)
+		require.Equal(t, 1, f.Stats().Entries)
+	}
+	require.Equal(t, 2, s.count())
+}
+
+// Many callers, writes, contexts that end, failures: whatever they do, nobody gets another's answer, nothing is left.
+func TestFallbackEverythingAtOnce(t *testing.T) {
+	f, err := NewFallback(FallbackConfig{MaxBytes: 20 << 10, Refresh: true, Fresh: 1, Stale: time.Hour})
+	require.NoError(t, err)
+	rt := f.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		switch n := rand.IntN(10); {
+		case n < 2:
+			return nil, errDown
+		case n == 2:
+			return said(http.StatusBadGateway, ""), nil
+		case n == 3:
+			panic("bug")
+		case req.Context().Err() != nil:
+			return nil, req.Context().Err()
+		}
+		runtime.Gosched()
+		return said(http.StatusOK, req.URL.Path+req.Header.Get("Authorization")), nil
+	}))
+	one := func() {
+		defer func() { _ = recover() }()
+		id := fmt.Sprint(rand.IntN(30))
+		ctx, cancel := context.WithCancel(WithCall(t.Context(), Call{Resource: "call/" + id}))
+		defer cancel()
+		tenant := fmt.Sprint(rand.IntN(3))
+		req := readOf(ctx, t, "https://api.example/"+id, "Authorization", tenant)
+		switch rand.IntN(10) {
+		case 0:
+			req.Method = http.MethodPatch
+		case 1:
+			go cancel()
+		}
+		resp, err := rt.RoundTrip(req)
+		if err == nil && resp.StatusCode == http.StatusOK {
+			require.Equal(t, "/"+id+tenant, textOf(t, resp))
+		}
+		if n := f.Stats().Bytes; n > 20<<10 {
+			t.Errorf("%d bytes", n)
+		}
+	}
+	var done sync.WaitGroup
+	for range 8 {
+		done.Go(func() {
+			for range 500 {
+				one()
+			}
+		})
+	}
+	done.Wait()
+	require.NoError(t, f.drain(t.Context()))
+	require.Zero(t, f.calls.Len())
+	require.Zero(t, f.store.Reads())
 }

@@ -64,7 +64,7 @@ func TestH12_LivenessIgnoresTheOtherSide(t *testing.T) {
 }
 
 func TestHealthMethods(t *testing.T) {
-	h := healthOf(t, HealthConfig{Probe: answers(nil)})
+	h := healthOf(t, HealthConfig{Probe: codes(nil)})
 	for _, handler := range []http.Handler{h, h.Live(), h.Ready()} {
 		head := ask(handler, "HEAD", "text/html")
 		require.Equal(t, 200, head.Code)

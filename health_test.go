@@ -25,7 +25,7 @@ func healthOf(t *testing.T, cfg HealthConfig) *Health {
 	return h
 }
 
-func answers(err error) func(context.Context) error {
+func codes(err error) func(context.Context) error {
 	return func(context.Context) error { return err }
 }
 
@@ -71,13 +71,13 @@ func TestH01_AllFineIsHealthyWithAnEntryPerLayer(t *testing.T) {
 }
 
 func TestH02_OpenCircuitIsDegraded(t *testing.T) {
-	h := healthOf(t, HealthConfig{Probe: answers(nil)})
+	h := healthOf(t, HealthConfig{Probe: codes(nil)})
 	status, why := circuitStatus("open", false, false)
 	watchOne(h, CheckResult{Name: "circuit", Status: status, State: "open", Message: why, RetryAfter: time.Second})
 	require.Equal(t, Degraded, h.Check(t.Context()).Status)
 
 	// The same when the probe goes through the open circuit: our refusal says nothing about the other side.
-	h.probe.ask = answers(&Error{Layer: "breaker", Err: ErrOpen, RetryAfter: time.Second, verdict: refused})
+	h.probe.ask = codes(&Error{Layer: "breaker", Err: ErrOpen, RetryAfter: time.Second, verdict: refused})
 	h.probe.run = nil
 	r := h.Check(t.Context())
 	require.Equal(t, Degraded, r.Status)
@@ -144,7 +144,7 @@ func TestH04_ProbeErrorIsInsideTheReportWithoutItsText(t *testing.T) {
 		{&Error{Err: ErrClosed}, Unknown, "not probed"},
 		{(*Error)(nil), Unhealthy, "panic"},
 	} {
-		r := healthOf(t, HealthConfig{Probe: answers(c.err)}).Check(t.Context())
+		r := healthOf(t, HealthConfig{Probe: codes(c.err)}).Check(t.Context())
 		require.Equal(t, c.want, r.Status, c.state)
 		api := r.Find("api")
 		require.Equal(t, c.state, api.State)
@@ -407,7 +407,7 @@ func TestHealthKeys(t *testing.T) {
 }
 
 func TestH14_TheObviousExpressionWorks(t *testing.T) {
-	h := healthOf(t, HealthConfig{Probe: answers(nil)})
+	h := healthOf(t, HealthConfig{Probe: codes(nil)})
 	watchOne(h, CheckResult{Name: "circuit", Measure: "state", Status: Degraded, State: "open"})
 	watchOne(h, CheckResult{Name: "dlq", Measure: "letters", Status: Degraded, Value: 101, Unit: "letters"})
 	r := h.Check(t.Context())

@@ -88,7 +88,7 @@ func dial(ctx context.Context, t testing.TB, rt http.RoundTripper, key, text str
 	return rt.RoundTrip(req)
 }
 
-func textOf(t testing.TB, resp *http.Response) string {
+func bodyText(t testing.TB, resp *http.Response) string {
 	t.Helper()
 	b, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
@@ -121,7 +121,7 @@ func TestI01_FinishedKeyIsReplayed(t *testing.T) {
 	require.Equal(t, 201, second.StatusCode)
 	require.False(t, Replayed(first))
 	require.True(t, Replayed(second))
-	require.Equal(t, textOf(t, first), textOf(t, second))
+	require.Equal(t, bodyText(t, first), bodyText(t, second))
 }
 
 func TestI02_SameKeyOtherRequest(t *testing.T) {
@@ -164,7 +164,7 @@ func TestI03_FiftyCallersRingOnce(t *testing.T) {
 		for range 50 {
 			wg.Go(func() {
 				resp, err := dial(t.Context(), t, rt, "k", dialBody)
-				if err != nil || resp.StatusCode != 201 || textOf(t, resp) != `{"call_id":"call_1"}` {
+				if err != nil || resp.StatusCode != 201 || bodyText(t, resp) != `{"call_id":"call_1"}` {
 					t.Errorf("got %v %v", resp, err)
 				}
 			})
@@ -390,7 +390,7 @@ func TestI08_DefiniteRejectionGivesTheKeyBackAndTheAnswer(t *testing.T) {
 		resp, err := dial(t.Context(), t, rt, "k", dialBody)
 		require.NoError(t, err)
 		require.Equal(t, code, resp.StatusCode)
-		require.Equal(t, `{"status":"error"}`, textOf(t, resp))
+		require.Equal(t, `{"status":"error"}`, bodyText(t, resp))
 		resp, err = dial(t.Context(), t, rt, "k", dialBody)
 		require.NoError(t, err)
 		require.Equal(t, 201, resp.StatusCode)
@@ -706,7 +706,7 @@ func TestIdempotency_LookupFindsALostCall(t *testing.T) {
 		resp, err := dial(t.Context(), t, rt, "k", dialBody)
 		require.NoError(t, err)
 		require.True(t, Replayed(resp))
-		require.JSONEq(t, `{"call_id":"call_7"}`, textOf(t, resp))
+		require.JSONEq(t, `{"call_id":"call_7"}`, bodyText(t, resp))
 		require.Equal(t, 1, p.rang())
 	})
 }

@@ -92,10 +92,10 @@ func TestI18_ConflictIsRetriedForIdempotentWrites(t *testing.T) {
 func TestRetry_TheLastAnswerIsTheCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rt, n := script(status(503), status(503), status(502))
-		resp, err := get(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		resp, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
 		require.NoError(t, err)
 		require.Equal(t, 502, resp.StatusCode)
-		require.Equal(t, http.StatusText(502), textOf(t, resp))
+		require.Equal(t, http.StatusText(502), bodyText(t, resp))
 		require.Equal(t, 3, *n)
 	})
 }
@@ -138,7 +138,7 @@ func TestRetry_RetryAfterInAllForms(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rt, _ := script(status(503, c.headers...), status(200))
 				start := time.Now()
-				_, err := get(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+				_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
 				require.NoError(t, err)
 				require.Equal(t, c.want, time.Since(start))
 			})
@@ -149,7 +149,7 @@ func TestRetry_RetryAfterInAllForms(t *testing.T) {
 			at := time.Now().Add(12 * time.Second).UTC().Format(http.TimeFormat)
 			rt, _ := script(status(503, "Retry-After", at), status(200))
 			start := time.Now()
-			_, err := get(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+			_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
 			require.NoError(t, err)
 			require.Equal(t, 12*time.Second, time.Since(start))
 		})
@@ -175,7 +175,7 @@ func TestRetry_NeverSleepsPastTheDeadline(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		start := time.Now()
-		resp, err := get(ctx, t, newRe(t, RetryConfig{}).Wrap(rt))
+		resp, err := fetch(ctx, t, newRe(t, RetryConfig{}).Wrap(rt))
 		require.NoError(t, err)
 		require.Equal(t, 503, resp.StatusCode)
 		require.Zero(t, time.Since(start))
@@ -190,7 +190,7 @@ func TestRetry_CallerWhoBacksOffLeavesAtOnce(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		r := newRe(t, RetryConfig{Base: time.Hour, Cap: time.Hour})
 		time.AfterFunc(time.Millisecond, func() { cancel(cause) })
-		_, err := get(ctx, t, r.Wrap(rt))
+		_, err := fetch(ctx, t, r.Wrap(rt))
 		require.ErrorIs(t, err, cause)
 		require.False(t, NotSent(err), "the first attempt may have arrived")
 	})
@@ -199,11 +199,11 @@ func TestRetry_CallerWhoBacksOffLeavesAtOnce(t *testing.T) {
 func TestRetry_RefusalAfterAnAttemptThatMayHaveArrivedProvesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rt, _ := script(failing2(io.EOF), failing2(&Error{Layer: "breaker", Err: ErrOpen, verdict: refused}))
-		_, err := get(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
 		require.ErrorIs(t, err, ErrOpen)
 		require.False(t, NotSent(err))
 		rt, _ = script(failing2(MarkNotSent(io.EOF)), failing2(&Error{Layer: "breaker", Err: ErrOpen, verdict: refused}))
-		_, err = get(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		_, err = fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
 		require.ErrorIs(t, err, ErrOpen)
 		require.True(t, NotSent(err))
 	})
@@ -215,7 +215,7 @@ func TestRetry_BudgetOfRetriesIsVisible(t *testing.T) {
 		rt, n := script(failing2(io.EOF))
 		var last error
 		for range 100 {
-			_, last = get(t.Context(), t, r.Wrap(rt))
+			_, last = fetch(t.Context(), t, r.Wrap(rt))
 		}
 		require.ErrorIs(t, last, ErrRetryBudget)
 		require.ErrorIs(t, last, io.EOF)
@@ -240,14 +240,14 @@ func TestRetry_ThrottledOperationSlowsAllCallersDownTogether(t *testing.T) {
 			}
 			return reply(200, ""), nil
 		}))
-		_, err := get(WithCall(t.Context(), Call{Operation: "list"}), t, r.Wrap(rt))
+		_, err := fetch(WithCall(t.Context(), Call{Operation: "list"}), t, r.Wrap(rt))
 		require.NoError(t, err)
 		require.Equal(t, 2*time.Second, time.Since(start))
 		start = time.Now().Add(-3 * time.Second) // well again, but the gate opens gradually
 		var wg sync.WaitGroup
 		starts = nil
 		for range 5 {
-			wg.Go(func() { _, _ = get(WithCall(t.Context(), Call{Operation: "list"}), t, rt) })
+			wg.Go(func() { _, _ = fetch(WithCall(t.Context(), Call{Operation: "list"}), t, rt) })
 		}
 		wg.Wait()
 		require.Len(t, starts, 5)
@@ -256,11 +256,11 @@ func TestRetry_ThrottledOperationSlowsAllCallersDownTogether(t *testing.T) {
 		}
 		require.Positive(t, starts[4]-starts[0], "they start one after the other")
 		for range 10 {
-			_, _ = get(WithCall(t.Context(), Call{Operation: "list"}), t, rt)
+			_, _ = fetch(WithCall(t.Context(), Call{Operation: "list"}), t, rt)
 		}
 		require.Zero(t, r.Stats().Gates, "the gate is gone when all is well")
 		before := time.Now()
-		_, err = get(WithCall(t.Context(), Call{Operation: "other"}), t, rt)
+		_, err = fetch(WithCall(t.Context(), Call{Operation: "other"}), t, rt)
 		require.NoError(t, err)
 		require.Zero(t, time.Since(before), "other operations are not slowed down")
 	})
@@ -270,11 +270,11 @@ func TestRetry_GateThatOpensTooLateRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{Max: -1})
 		rt, _ := script(status(429, "Retry-After", "30"), status(200))
-		_, err := get(t.Context(), t, r.Wrap(rt))
+		_, err := fetch(t.Context(), t, r.Wrap(rt))
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err = get(ctx, t, r.Wrap(rt))
+		_, err = fetch(ctx, t, r.Wrap(rt))
 		require.ErrorIs(t, err, ErrThrottled)
 		require.True(t, NotSent(err))
 		var e *Error

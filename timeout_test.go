@@ -22,7 +22,7 @@ func newTime(t testing.TB, cfg TimeoutConfig) *Timeout {
 	return l
 }
 
-func get(ctx context.Context, t testing.TB, rt http.RoundTripper) (*http.Response, error) {
+func fetch(ctx context.Context, t testing.TB, rt http.RoundTripper) (*http.Response, error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://api.test/get-agent/a", nil)
 	require.NoError(t, err)
@@ -56,9 +56,9 @@ func TestT01_FinishesEarlyAndLeavesNoTimer(t *testing.T) {
 		rt := newTime(t, TimeoutConfig{}).Wrap(slow(0))
 		start := time.Now()
 		for range 100 {
-			resp, err := get(t.Context(), t, rt)
+			resp, err := fetch(t.Context(), t, rt)
 			require.NoError(t, err)
-			require.Equal(t, "late but there", textOf(t, resp))
+			require.Equal(t, "late but there", bodyText(t, resp))
 		}
 		require.Zero(t, time.Since(start))
 	})
@@ -68,7 +68,7 @@ func TestT02_TimeoutNamesItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTime(t, TimeoutConfig{Request: 2 * time.Second})
 		start := time.Now()
-		_, err := get(t.Context(), t, l.Wrap(slow(4*time.Second)))
+		_, err := fetch(t.Context(), t, l.Wrap(slow(4*time.Second)))
 		require.Equal(t, 2*time.Second, time.Since(start))
 		require.ErrorIs(t, err, ErrTimeout)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -90,7 +90,7 @@ func TestT02_WorkSeesTheCause(t *testing.T) {
 			require.ErrorIs(t, req.Context().Err(), context.DeadlineExceeded)
 			return nil, cause
 		}))
-		_, err := get(t.Context(), t, rt)
+		_, err := fetch(t.Context(), t, rt)
 		require.ErrorIs(t, err, ErrTimeout)
 		require.ErrorIs(t, cause, ErrTimeout)
 		require.ErrorContains(t, cause, "request")
@@ -104,7 +104,7 @@ func TestT03_CallerCancelsWithTheirOwnCauseAndNoTimeoutIsCounted(t *testing.T) {
 		cause := errors.New("not needed any more")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		go func() { time.Sleep(time.Second); cancel(cause) }()
-		_, err := get(ctx, t, l.Wrap(slow(time.Minute)))
+		_, err := fetch(ctx, t, l.Wrap(slow(time.Minute)))
 		require.ErrorIs(t, err, cause)
 		require.ErrorIs(t, err, context.Canceled)
 		require.NotErrorIs(t, err, ErrTimeout)
@@ -119,7 +119,7 @@ func TestT04_CallersEarlierDeadlineIsTheirs(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := get(ctx, t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Minute)))
+		_, err := fetch(ctx, t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Minute)))
 		require.Equal(t, time.Second, time.Since(start))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.NotErrorIs(t, err, ErrTimeout)
@@ -132,10 +132,10 @@ func TestT04_CallersEarlierDeadlineIsTheirs(t *testing.T) {
 func TestT05_MinusOneIsNoLimitAndZeroTheDefault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rt := newTime(t, TimeoutConfig{Request: -1}).Wrap(slow(1000 * time.Hour))
-		_, err := get(t.Context(), t, rt)
+		_, err := fetch(t.Context(), t, rt)
 		require.NoError(t, err)
 		start := time.Now()
-		_, err = get(t.Context(), t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Hour)))
+		_, err = fetch(t.Context(), t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Hour)))
 		require.ErrorIs(t, err, ErrTimeout)
 		require.Equal(t, 30*time.Second, time.Since(start))
 	})
@@ -157,7 +157,7 @@ func TestT06_WorkThatIgnoresItsContextIsLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTime(t, TimeoutConfig{Request: time.Second})
 		start := time.Now()
-		_, err := get(t.Context(), t, l.Wrap(deaf(time.Minute)))
+		_, err := fetch(t.Context(), t, l.Wrap(deaf(time.Minute)))
 		require.ErrorIs(t, err, ErrTimeout)
 		require.Equal(t, time.Second+grace, time.Since(start))
 		require.Equal(t, 1, l.Stats().Lingering)
@@ -175,7 +175,7 @@ func TestT07_LatePanicCrashesNobody(t *testing.T) {
 				late = append(late, e)
 			}
 		}})
-		_, err := get(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		_, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
 			time.Sleep(time.Minute)
 			panic("late")
 		})))
@@ -207,7 +207,7 @@ func TestT08_BudgetEndsALongerAttempt(t *testing.T) {
 		l := newTime(t, TimeoutConfig{})
 		ctx := WithCall(t.Context(), Call{Limit: 1200 * time.Millisecond, Budget: 300 * time.Millisecond})
 		start := time.Now()
-		_, err := get(ctx, t, l.Wrap(slow(time.Minute)))
+		_, err := fetch(ctx, t, l.Wrap(slow(time.Minute)))
 		require.Equal(t, 300*time.Millisecond, time.Since(start))
 		var e *Error
 		require.ErrorAs(t, err, &e)
@@ -233,7 +233,7 @@ func TestT09_NoBackoffPastTheBudgetAndAttemptsGetTheRest(t *testing.T) {
 		require.NoError(t, err)
 		var deadlines []time.Duration
 		start := time.Now()
-		_, err = get(t.Context(), t, Chain(l.Budget(), r, l.Attempt()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		_, err = fetch(t.Context(), t, Chain(l.Budget(), r, l.Attempt()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 			d, ok := req.Context().Deadline()
 			require.True(t, ok)
 			deadlines = append(deadlines, time.Until(d))
@@ -282,7 +282,7 @@ func traced(connect, answer time.Duration) RoundTripFunc {
 func TestT11_ConnectLimitCoversConnectingOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTime(t, TimeoutConfig{Connect: 50 * time.Millisecond})
-		_, err := get(t.Context(), t, l.Wrap(traced(0, 60*time.Millisecond)))
+		_, err := fetch(t.Context(), t, l.Wrap(traced(0, 60*time.Millisecond)))
 		require.NoError(t, err)
 		start := time.Now()
 		_, err = dial(t.Context(), t, l.Wrap(traced(time.Minute, 0)), "", dialBody)
@@ -303,7 +303,7 @@ func TestT13_OneTimeoutCancelsNobodyElse(t *testing.T) {
 		done := make(chan error, 1)
 		go func() {
 			time.Sleep(600 * time.Millisecond)
-			_, err := get(WithCall(context.Background(), Call{Limit: 2 * time.Second}), t, rt)
+			_, err := fetch(WithCall(context.Background(), Call{Limit: 2 * time.Second}), t, rt)
 			done <- err
 		}()
 		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/", nil)
@@ -316,7 +316,7 @@ func TestT13_OneTimeoutCancelsNobodyElse(t *testing.T) {
 
 func TestT15_AbsurdDurationsWork(t *testing.T) {
 	l := newTime(t, TimeoutConfig{Request: maxDuration, LongPoll: maxDuration - 1})
-	_, err := get(t.Context(), t, l.Wrap(slow(0)))
+	_, err := fetch(t.Context(), t, l.Wrap(slow(0)))
 	require.NoError(t, err)
 }
 
@@ -329,13 +329,13 @@ func TestTimeout_ABodyIsReadWithinTheLimitAndWhole(t *testing.T) {
 			go func() { _, _ = pw.Write([]byte("half")) }()
 			return &http.Response{StatusCode: 200, Body: pr, Header: http.Header{}}, nil
 		}
-		_, err := get(t.Context(), t, l.Wrap(RoundTripFunc(hang)))
+		_, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(hang)))
 		require.ErrorIs(t, err, ErrTimeout)
-		_, err = get(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "123456789"), nil })))
+		_, err = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "123456789"), nil })))
 		require.ErrorIs(t, err, ErrTooLarge)
-		resp, err := get(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "12345678"), nil })))
+		resp, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "12345678"), nil })))
 		require.NoError(t, err)
-		require.Equal(t, "12345678", textOf(t, resp))
+		require.Equal(t, "12345678", bodyText(t, resp))
 	})
 }
 
@@ -357,9 +357,9 @@ func TestTimeout_AStreamIsNotCutOff(t *testing.T) {
 			}()
 			return &http.Response{StatusCode: 200, Body: pr, Header: http.Header{"Content-Type": {"text/event-stream; charset=utf-8"}}}, nil
 		}
-		resp, err := get(t.Context(), t, l.Wrap(RoundTripFunc(stream)))
+		resp, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(stream)))
 		require.NoError(t, err)
-		require.Equal(t, 5, strings.Count(textOf(t, resp), "data"))
+		require.Equal(t, 5, strings.Count(bodyText(t, resp), "data"))
 		require.NoError(t, resp.Body.Close())
 	})
 }
@@ -367,7 +367,7 @@ func TestTimeout_AStreamIsNotCutOff(t *testing.T) {
 func TestTimeout_PanicReachesTheCaller(t *testing.T) {
 	l := newTime(t, TimeoutConfig{})
 	require.PanicsWithValue(t, "boom", func() {
-		_, _ = get(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { panic("boom") })))
+		_, _ = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { panic("boom") })))
 	})
 }
 

@@ -86,3 +86,10 @@ func (c *Calls[ID, L]) End(call *Call[ID, L]) {
 
 // Done is closed when the call is over. Only a follower may ask for it.
 func (call *Call[ID, L]) Done() <-chan struct{} { return call.done }
+
+// Len is how many calls are on their way.
+func (c *Calls[ID, L]) Len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.under)
+}

@@ -55,9 +55,10 @@ func appendPart(b []byte, s string) []byte {
 func appendQuery(b []byte, raw string) []byte {
 	var space [16]string
 	pairs := space[:0]
-	for rest := raw; rest != ""; {
+	rest, more := raw, raw != ""
+	for more {
 		var pair string
-		pair, rest, _ = strings.Cut(rest, "&")
+		pair, rest, more = strings.Cut(rest, "&")
 		pairs = append(pairs, pair)
 	}
 	slices.SortStableFunc(pairs, func(x, y string) int { return strings.Compare(nameOf(x), nameOf(y)) })

@@ -19,6 +19,7 @@ type Store struct {
 	order   list.List // of *entry, the one that was put longest ago first
 	root    node
 	moment  uint64 // counts invalidations
+	reads   int    // under way
 	stats   Stats
 }
 
@@ -62,6 +63,7 @@ func (s *Store) Begin(resource string) Read {
 	defer s.mu.Unlock()
 	n := s.root.at(resource)
 	n.reads++
+	s.reads++
 	return Read{node: n, since: s.moment}
 }
 
@@ -69,6 +71,7 @@ func (s *Store) Begin(resource string) Read {
 func (s *Store) End(r Read) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.reads--
 	r.node.reads--
 	r.node.prune()
 }
@@ -204,6 +207,13 @@ func (s *Store) expire(now time.Time, limit int) (n int) {
 		s.stats.Expired++
 	}
 	return n
+}
+
+// Reads is how many reads are under way.
+func (s *Store) Reads() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reads
 }
 
 // Stats returns the counts.

@@ -1,0 +1,254 @@
+package answers
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+func answerOf(t *testing.T, size int) *Answer {
+	t.Helper()
+	a, ok := Take(&http.Response{StatusCode: http.StatusOK, Body: body.NewHeld(make([]byte, size))}, nil)
+	require.True(t, ok)
+	return a
+}
+
+func keyFor(i int) Key { return Key{byte(i), byte(i >> 8), 1} }
+
+// model is a store written the slow way.
+type model struct {
+	maxBytes int64
+	maxAge   time.Duration
+	list     []modelEntry // the least recently used first
+}
+
+type modelEntry struct {
+	key      Key
+	resource string
+	answer   *Answer
+	at       time.Time
+}
+
+func (m *model) find(k Key) int {
+	return slices.IndexFunc(m.list, func(e modelEntry) bool { return e.key == k })
+}
+
+func (m *model) drop(which func(modelEntry) bool) { m.list = slices.DeleteFunc(m.list, which) }
+
+func (m *model) bytes() (n int64) {
+	for _, e := range m.list {
+		n += e.answer.Size()
+	}
+	return n
+}
+
+func (m *model) put(k Key, resource string, a *Answer, now time.Time) {
+	if a.Size() > m.maxBytes {
+		return
+	}
+	m.drop(func(e modelEntry) bool { return e.key == k })
+	for m.bytes()+a.Size() > m.maxBytes {
+		m.list = m.list[1:]
+	}
+	m.list = append(m.list, modelEntry{k, resource, a, now})
+}
+
+func (m *model) get(k Key, now time.Time) *Answer {
+	i := m.find(k)
+	if i < 0 {
+		return nil
+	}
+	e := m.list[i]
+	m.list = slices.Delete(m.list, i, i+1)
+	if now.Sub(e.at) >= m.maxAge {
+		return nil
+	}
+	m.list = append(m.list, e)
+	return e.answer
+}
+
+// covers is what Invalidate promises: the resource, what is below it, and the collections above it.
+func covers(resource, about string) bool {
+	return resource == "" || about == resource || strings.HasPrefix(about, resource+"/") ||
+		about != "" && strings.HasPrefix(resource, about+"/")
+}
+
+func TestStoreBehavesLikeTheModel(t *testing.T) {
+	resources := []string{"", "call", "call/a", "call/a/log", "call/b", "call/ab", "agent/a", "agent"}
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
+		const maxBytes, maxAge = 20 << 10, time.Minute
+		s, m := New(maxBytes, maxAge), &model{maxBytes: maxBytes, maxAge: maxAge}
+		now := time.Now()
+		type open struct {
+			read      Read
+			key       Key
+			resource  string
+			overtaken bool
+		}
+		var reads []*open
+		for range 300 {
+			k := keyFor(r.IntN(30))
+			switch r.IntN(9) {
+			case 0, 1, 2:
+				resource := resources[r.IntN(len(resources))]
+				reads = append(reads, &open{read: s.Begin(resource), key: k, resource: resource})
+			case 3, 4, 5:
+				if len(reads) == 0 {
+					continue
+				}
+				i := r.IntN(len(reads))
+				o, a := reads[i], answerOf(t, r.IntN(3000))
+				if r.IntN(20) == 0 {
+					a = answerOf(t, maxBytes)
+				}
+				reads = slices.Delete(reads, i, i+1)
+				m.drop(func(e modelEntry) bool { return now.Sub(e.at) >= maxAge }) // the store has lost them at the next read, at the latest
+				s.Sweep(now)
+				require.Equal(t, !o.overtaken, s.Current(o.read))
+				kept := s.Put(o.read, o.key, a, now)
+				require.Equal(t, !o.overtaken && a.Size() <= maxBytes, kept)
+				if !o.overtaken {
+					m.put(o.key, o.resource, a, now)
+				}
+				s.End(o.read)
+			case 6:
+				got, age, ok := s.Get(k, now)
+				want := m.get(k, now)
+				require.Equal(t, want != nil, ok)
+				require.Same(t, want, got)
+				require.Less(t, age, maxAge)
+			case 7:
+				resource := resources[r.IntN(len(resources))]
+				if resource == "" && r.IntN(4) > 0 {
+					s.Drop(k)
+					m.drop(func(e modelEntry) bool { return e.key == k })
+					continue
+				}
+				s.Invalidate(resource)
+				m.drop(func(e modelEntry) bool { return covers(resource, e.resource) })
+				for _, o := range reads {
+					o.overtaken = o.overtaken || covers(resource, o.resource)
+				}
+			case 8:
+				now = now.Add(time.Duration(r.IntN(10)) * time.Second)
+			}
+			m.drop(func(e modelEntry) bool { return now.Sub(e.at) >= maxAge })
+			s.Sweep(now)
+			st := s.Stats()
+			require.Equal(t, len(m.list), st.Entries)
+			require.Equal(t, m.bytes(), st.Bytes)
+			require.LessOrEqual(t, st.Bytes, int64(maxBytes))
+			require.Equal(t, len(reads), s.Reads())
+		}
+		for _, o := range reads {
+			s.End(o.read)
+		}
+		s.Invalidate("")
+		requireEmpty(t, s)
+	}
+}
+
+// requireEmpty looks for anything that a store may have kept of what is gone.
+func requireEmpty(t *testing.T, s *Store) {
+	t.Helper()
+	require.Zero(t, s.Stats().Entries)
+	require.Zero(t, s.Stats().Bytes)
+	require.Empty(t, s.entries)
+	require.Zero(t, s.recent.Len())
+	require.Zero(t, s.order.Len())
+	require.Empty(t, s.root.children)
+	require.Zero(t, s.root.entries.Len())
+	require.Zero(t, s.root.reads)
+}
+
+func TestResourcesAreForgottenWithWhatIsAboutThem(t *testing.T) {
+	s := New(-1, time.Minute)
+	now := time.Now()
+	for i := range 100 {
+		r := s.Begin(fmt.Sprintf("a/%d/b/%d", i%7, i))
+		require.True(t, s.Put(r, keyFor(i), answerOf(t, 1), now))
+		s.End(r)
+	}
+	require.Len(t, s.root.children, 1)
+	s.Sweep(now.Add(time.Minute))
+	requireEmpty(t, s)
+	s.Invalidate("a/1/b/1")
+	requireEmpty(t, s)
+}
+
+func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
+	request := func(url string) *http.Request {
+		req, err := http.NewRequest(http.MethodGet, url, nil)
+		require.NoError(t, err)
+		return req
+	}
+	seen := map[Key]string{}
+	for _, url := range []string{
+		"http://h/p", "http://h/p?a", "http://h/p?a=", "http://h/p?a=1", "http://h/p?a=1&a=2", "http://h/p?a=2&a=1", "http://h/p?a=1&b=2",
+		"http://h/p?a=1&b=2&", "http://h/p?a=1%26b=2", "http://h/p%2f", "http://h/p/", "http://h/pa", "http://u@h/p", "http://u:@h/p", "https://h/p",
+	} {
+		k := KeyOf("op", "GET", request(url), nil, nil)
+		require.Empty(t, seen[k], url)
+		seen[k] = url
+	}
+	one := func(op, method, body string) Key {
+		return KeyOf(op, method, request("http://h/p"), nil, []byte(body))
+	}
+	require.NotEqual(t, one("ab", "c", ""), one("a", "bc", ""))
+	require.NotEqual(t, one("a", "b", "1"), one("a", "b", "2"))
+	require.Equal(t, KeyOf("", "", request("http://h/p?b=1&a=1&c=3"), nil, nil), KeyOf("", "", request("http://h/p?c=3&a=1&b=1"), nil, nil))
+
+	many := make([]string, 100)
+	for i := range many {
+		many[i] = fmt.Sprintf("p%d=%s", i, strings.Repeat("x", 50))
+	}
+	sorted := KeyOf("", "", request("http://h/p?"+strings.Join(many, "&")), nil, nil)
+	rand.Shuffle(len(many), func(i, j int) { many[i], many[j] = many[j], many[i] })
+	require.Equal(t, sorted, KeyOf("", "", request("http://h/p?"+strings.Join(many, "&")), nil, nil))
+}
+
+func TestHeadersOfTheKeyCannotRunIntoEachOther(t *testing.T) {
+	key := func(h http.Header) Key {
+		req, err := http.NewRequest(http.MethodGet, "http://h/p", nil)
+		require.NoError(t, err)
+		req.Header = h
+		return KeyOf("", "", req, []string{"A", "B"}, nil)
+	}
+	keys := map[Key]bool{}
+	for _, h := range []http.Header{
+		{}, {"A": {""}}, {"B": {""}}, {"A": {"x"}}, {"B": {"x"}}, {"A": {"x", "y"}}, {"A": {"y", "x"}}, {"A": {"x"}, "B": {"y"}}, {"A": {"xy"}}, {"A": {"", ""}},
+	} {
+		keys[key(h)] = true
+	}
+	require.Len(t, keys, 10)
+	require.Equal(t, key(http.Header{"A": {"x"}}), key(http.Header{"A": {"x"}, "C": {"z"}}))
+}
+
+func TestAnAnswerWithManyHeadersIsCopiedWhole(t *testing.T) {
+	h, trailer := http.Header{}, http.Header{"T": {"1"}}
+	for i := range 3 * room {
+		h.Add(fmt.Sprintf("X-%d", i/2), fmt.Sprint(i))
+	}
+	a, ok := Take(&http.Response{Header: h, Trailer: trailer, Body: body.NewHeld([]byte("x"))}, nil)
+	require.True(t, ok)
+	resp := a.Response(nil, true, Field{"Age", "1"}, Field{"X-0", "replaced"})
+	require.Equal(t, "1", resp.Header.Get("Age"))
+	require.Equal(t, []string{"replaced"}, resp.Header["X-0"])
+	resp.Header.Del("Age")
+	resp.Header["X-0"] = h["X-0"]
+	require.Equal(t, h, resp.Header)
+	require.Equal(t, trailer, resp.Trailer)
+	resp.Header["X-1"][0], resp.Trailer["T"][0] = "changed", "changed"
+	again := a.Response(nil, false)
+	require.Equal(t, h, again.Header)
+	require.Equal(t, trailer, again.Trailer)
+}

@@ -346,7 +346,7 @@ func (i *Idempotency) claimRequest(f *flight) claimRequest {
 	return c
 }
 
-// attemptLimit bounds leases; a call without any limit gets a generous one.
+// attemptLimit bounds leases, and flights where no layer below bounds them; a call without any limit gets a generous one.
 func (i *Idempotency) attemptLimit(c Call) time.Duration {
 	limit := c.Limit
 	if i.limitOf != nil {

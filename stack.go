@@ -250,9 +250,11 @@ func (s *Stack) wireKeys() {
 		return
 	}
 	s.Idempotency.closing = s.closing
-	s.Idempotency.limitOf = func(c Call) time.Duration {
-		limit, _ := s.Timeout.LimitOf(c)
-		return limit
+	if s.Timeout != nil {
+		s.Idempotency.limitOf = func(c Call) time.Duration {
+			limit, _ := s.Timeout.LimitOf(c)
+			return limit
+		}
 	}
 	if s.DLQ == nil {
 		return

@@ -7,7 +7,7 @@ type Calls struct{ c *Client }
 
 // CreatePhoneCallParams say whom to call. A zero field is not sent.
 type CreatePhoneCallParams struct {
-	// FromNumber is a number of yours, bought from or imported into Retell, as in "+14155550100". Required.
+	// FromNumber is a number of yours, bought from or imported into Retell, as in "+15555550100". Required.
 	FromNumber string `json:"from_number"`
 	// ToNumber is the number to call, in the same form. Required.
 	ToNumber string `json:"to_number"`

@@ -157,7 +157,7 @@ func TestErrorsTellWhatRetellSaidAndPrintNoneOfIt(t *testing.T) {
 		kind    error
 		message string
 	}{
-		{400, `{"status":"error","message":"bad number +14155550123"}`, ErrInvalid, "bad number +14155550123"},
+		{400, `{"status":"error","message":"bad number +15555550123"}`, ErrInvalid, "bad number +15555550123"},
 		{401, `{"error_message":"Authorization header required"}`, ErrUnauthorized, "Authorization header required"},
 		{403, `{}`, ErrUnauthorized, "{}"},
 		{402, `{"message":""}`, ErrPaymentRequired, `{"message":""}`},

@@ -3,7 +3,7 @@
 //	client, err := retell.New(os.Getenv("RETELL_API_KEY"))
 //	if err != nil { … }
 //	call, err := client.Calls.CreatePhoneCall(ctx, retell.CreatePhoneCallParams{
-//		FromNumber: "+14155550100", ToNumber: "+14155550123",
+//		FromNumber: "+15555550100", ToNumber: "+15555550123",
 //	}, retell.IdempotencyKey("reminder:4711:2026-11-23"))
 //
 // It is typed where it matters: calls, batches, chats, agents, numbers, voices. [Do] reaches every other endpoint by the

@@ -27,7 +27,7 @@ func Example() {
 		panic(err)
 	}
 	call, err := client.Calls.CreatePhoneCall(context.Background(), retell.CreatePhoneCallParams{
-		FromNumber: "+14155550100", ToNumber: "+14155550123",
+		FromNumber: "+15555550100", ToNumber: "+15555550123",
 	}, retell.IdempotencyKey("reminder:4711:2026-11-23"))
 	if err != nil {
 		panic(err)
@@ -45,7 +45,7 @@ func ExampleCalls_CreatePhoneCall_errors() {
 		panic(err)
 	}
 	_, err = client.Calls.CreatePhoneCall(context.Background(), retell.CreatePhoneCallParams{
-		FromNumber: "+14155550100", ToNumber: "+14155550123",
+		FromNumber: "+15555550100", ToNumber: "+15555550123",
 	})
 	switch {
 	case resilience.InDoubt(err):
@@ -127,7 +127,7 @@ func ExampleConfig() {
 	client := http.Client{Transport: stack.Wrap(nil)}
 
 	ctx := resilience.WithIdempotencyKey(context.Background(), "order-4711")
-	body := strings.NewReader(`{"from_number":"+14155550100","to_number":"+14155550123"}`)
+	body := strings.NewReader(`{"from_number":"+15555550100","to_number":"+15555550123"}`)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+"/v2/create-phone-call", body)
 	if err != nil {
 		panic(err)

@@ -68,8 +68,8 @@ func newClient(t testing.TB, rt http.RoundTripper, opts ...Option) *Client {
 }
 
 const (
-	from = "+14155550100"
-	to   = "+14155550123"
+	from = "+15555550100"
+	to   = "+15555550123"
 )
 
 // operations does each operation of the client as its golden file has it, and returns its answer, nil if there is none.
@@ -127,7 +127,7 @@ var operations = map[string]func(context.Context, *Client) (any, error){
 		return c.BatchCalls.CreateBatchCall(ctx, CreateBatchCallParams{
 			FromNumber: from, Name: "June", TriggerTimestamp: 1767225600000, ReservedConcurrency: Ptr(0),
 			Tasks: []BatchCallTask{
-				{ToNumber: to, Metadata: Metadata{"n": 1}}, {ToNumber: "+14155550124", OverrideAgentVersion: VersionLatest},
+				{ToNumber: to, Metadata: Metadata{"n": 1}}, {ToNumber: "+15555550124", OverrideAgentVersion: VersionLatest},
 			},
 			CallTimeWindow: &CallTimeWindow{Windows: []TimeWindow{{540, 1020}}, Day: []string{"Monday"}, Timezone: "Europe/Berlin"},
 		})

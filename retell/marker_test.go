@@ -61,7 +61,7 @@ func TestMarkBodyLeavesEveryOtherByte(t *testing.T) {
 
 func TestMarkBodyRefuses(t *testing.T) {
 	for body, why := range map[string]string{
-		`{"metadata":"secret +14155550123"}`:      "metadata is not a JSON object",
+		`{"metadata":"secret +15555550123"}`:      "metadata is not a JSON object",
 		`{"metadata":[1]}`:                        "metadata is not a JSON object",
 		`{"metadata":{},"metadata":{}}`:           "twice",
 		`{"metadata":{"rk_key":1,"rk_key":2}}`:    "twice",

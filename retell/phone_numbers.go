@@ -44,7 +44,7 @@ type SIPTrunk struct {
 	Transport      string `json:"transport,omitempty"`
 }
 
-// Get returns a number, named as in "+14155550100".
+// Get returns a number, named as in "+15555550100".
 //
 // GET /get-phone-number/{phone_number}
 func (s PhoneNumbers) Get(ctx context.Context, phoneNumber string, opts ...CallOption) (*PhoneNumber, error) {

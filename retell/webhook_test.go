@@ -264,15 +264,15 @@ func TestInboundWebhookIsAnsweredWithNoOverride(t *testing.T) {
 		got = e
 		return nil
 	}})
-	w := deliverAt(h, `{"event":"call_inbound","call_inbound":{"call_id":"c1","from_number":"+14155550100","to_number":"+14155550123"}}`, time.Now())
+	w := deliverAt(h, `{"event":"call_inbound","call_inbound":{"call_id":"c1","from_number":"+15555550100","to_number":"+15555550123"}}`, time.Now())
 	require.Equal(t, 200, w.Code)
 	require.JSONEq(t, `{"call_inbound":{}}`, w.Body.String())
-	require.Equal(t, "+14155550100", got.Inbound.FromNumber)
+	require.Equal(t, "+15555550100", got.Inbound.FromNumber)
 }
 
 func TestParseWebhook(t *testing.T) {
 	e, err := ParseWebhook([]byte(`{"event":"transfer_started","call":{"call_id":"c1","metadata":{"n":9007199254740993}},
-		"transfer_destination":{"number":"+14155550123","extension":"7"},"transfer_option":{"type":"warm"}}`))
+		"transfer_destination":{"number":"+15555550123","extension":"7"},"transfer_option":{"type":"warm"}}`))
 	require.NoError(t, err)
 	require.Equal(t, EventTransferStarted, e.Event)
 	require.Equal(t, "9007199254740993", fmt.Sprint(e.Call.Metadata["n"]))

@@ -213,6 +213,7 @@ func (f *Fallback) drain(ctx context.Context) error {
 	for range maxRefreshes {
 		select {
 		case f.refreshing <- struct{}{}:
+			defer func() { <-f.refreshing }()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -28,6 +28,7 @@ type flight struct {
 	mu        sync.Mutex
 	waiters   int
 	committed bool      // the intent is recorded or being recorded
+	shared    bool      // somebody joined
 	unbounded bool      // somebody waits without a deadline
 	latest    time.Time // deadline of the most patient waiter
 	givenUp   []func()  // to be run when the last waiter ran out of time
@@ -92,6 +93,7 @@ func (f *flight) join(ctx context.Context, print string) bool {
 	}
 	if f.print == print {
 		f.waiters++
+		f.shared = true
 		f.extend(ctx)
 	}
 	return true
@@ -166,8 +168,12 @@ func (f *flight) publish(r result) bool {
 func (f *flight) deliver(t *trip, leader bool) (*http.Response, error) {
 	r := f.result
 	switch {
-	case leader:
+	case leader && (!f.shared || r.resp == nil):
 		return r.deliver()
+	case leader: // others copy the response while the leader's caller uses it
+		own := *r.resp
+		own.Header = r.resp.Header.Clone()
+		return &own, nil
 	case r.panicked || r.exited:
 		e := t.fail("idempotency", errors.New("the shared execution ended in a "+r.cause()))
 		if f.sent() {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/retell-resilience/resilience/internal/body"
+	"github.com/retell-resilience/resilience/internal/canonical"
 )
 
 // IdempotencyConfig says where keys are kept and how a lost outcome is found again.
@@ -339,12 +340,13 @@ func (i *Idempotency) claimRequest(f *flight) claimRequest {
 	} else {
 		lease += i.attemptLimit(f.trip.call)
 	}
-	return claimRequest{
-		fingerprint: f.print, operation: f.trip.call.Operation, owner: i.owner, lease: i.store.Now().Add(lease),
-	}
+	c := i.identity()
+	c.fingerprint, c.operation = f.print, f.trip.call.Operation
+	c.lease, c.pinned = i.store.Now().Add(lease), f.named && i.isPinned()(f.id)
+	return c
 }
 
-// attemptLimit bounds leases; a call without any limit gets a generous one.
+// attemptLimit bounds leases, and flights where no layer below bounds them; a call without any limit gets a generous one.
 func (i *Idempotency) attemptLimit(c Call) time.Duration {
 	limit := c.Limit
 	if i.limitOf != nil {
@@ -452,7 +454,10 @@ func (i *Idempotency) retention(named bool) time.Duration {
 // deduplicate serves idempotent writes: a finished result is replayed, everything else just runs.
 func (i *Idempotency) deduplicate(t *trip, req *http.Request, next leg) (*http.Response, error) {
 	id, print := i.ID(t.key), fingerprint(t, req)
-	rec, err := i.store.Load(req.Context(), id)
+	rec, err := i.load(req.Context(), id)
+	if rec.expired(i.store.Now()) && !i.isPinned()(id) {
+		rec = Record{ID: id, Version: rec.Version}
+	}
 	switch {
 	case err != nil:
 		i.counts.storeErrors.Add(1)
@@ -464,13 +469,13 @@ func (i *Idempotency) deduplicate(t *trip, req *http.Request, next leg) (*http.R
 	}
 	resp, err := next.travel(t, req)
 	if err == nil && isSuccess(resp.StatusCode) && tailOf(resp, nil) == nil {
-		i.keepResult(context.WithoutCancel(req.Context()), t, id, print, resp)
+		i.keepResult(context.WithoutCancel(req.Context()), t, rec.Version, id, print, resp)
 	}
 	return resp, err
 }
 
 // keepResult remembers a finished result; failing to is counted, and costs only the replay.
-func (i *Idempotency) keepResult(ctx context.Context, t *trip, id, print string, resp *http.Response) {
+func (i *Idempotency) keepResult(ctx context.Context, t *trip, version uint64, id, print string, resp *http.Response) {
 	now := i.store.Now()
 	a := receiptOf(resp)
 	rec := Record{
@@ -478,10 +483,15 @@ func (i *Idempotency) keepResult(ctx context.Context, t *trip, id, print string,
 		Claimed: now, Sent: now, Settled: now, Expires: now.Add(i.cfg.TTL), CallID: a.callID, Status: a.status,
 		Header: a.header, Body: a.body, Evidence: "answer",
 	}
-	if _, _, err := i.store.CompareAndSwap(ctx, 0, rec); err != nil {
+	if _, _, err := i.swap(ctx, version, rec); err != nil {
 		i.counts.storeErrors.Add(1)
 	}
 }
 
 // canonicalBody makes equal documents equal: JSON in any order of members, everything else byte for byte.
-func canonicalBody(b []byte) []byte { return b }
+func canonicalBody(b []byte) []byte {
+	if c, err := canonical.JSON(b); err == nil {
+		return c
+	}
+	return b
+}

@@ -38,8 +38,10 @@ func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Respon
 			i.settle(f, rec.Epoch, answerReceipt{kind: answerUnknown, cause: "panic"})
 		}
 	}()
-	resp, err := next.travel(t, req.WithContext(sendContext{f.ctx}))
+	ctx, cancel := i.sendContext(f)
+	resp, err := next.travel(t, req.WithContext(ctx))
 	ended = true
+	afterExchange(resp, err, cancel)
 	return i.conclude(f, rec.Epoch, resp, err)
 }
 
@@ -47,6 +49,15 @@ func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Respon
 type sendContext struct{ context.Context }
 
 func (sendContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// sendContext is the context of one send. Where no layer below limits attempts, the flight limits itself.
+func (i *Idempotency) sendContext(f *flight) (context.Context, context.CancelFunc) {
+	ctx := sendContext{f.ctx}
+	if i.limitOf != nil {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, i.attemptLimit(f.trip.call))
+}
 
 // mayIntend is the last moment at which the call can end with nothing sent.
 func (i *Idempotency) mayIntend(f *flight) error {

@@ -66,6 +66,9 @@ type Record struct {
 // finished reports whether nothing further is expected for the record.
 func (r *Record) finished() bool { return r.State == KeyConfirmed || r.State == KeyNotApplied }
 
+// expired reports whether the record has passed its retention, though it may not have been swept yet.
+func (r *Record) expired(now time.Time) bool { return r.finished() && !now.Before(r.Expires) }
+
 // event is something that happens to a key. Exactly what it carries decides, with the record, what comes next: the
 // transition function reads no clock and does no I/O.
 type keyEvent struct {
@@ -106,7 +109,8 @@ type claimRequest struct {
 	operation   string
 	owner       string
 	lease       time.Time
-	ownerGone   bool // the record's owner cannot be alive: its lease counts for nothing
+	exclusive   bool // one process at a time uses the store: another owner cannot be alive
+	pinned      bool // a dead letter refers to the key: its record does not expire
 }
 
 // answerKind is what one send's answer says about the world.
@@ -193,17 +197,20 @@ func transition(r Record, e keyEvent) (Record, error) {
 }
 
 func claimKey(r Record, e keyEvent) (Record, error) {
+	if r.expired(e.now) && !e.claim.pinned { // T13
+		r = Record{ID: r.ID, Version: r.Version, Epoch: r.Epoch}
+	}
 	if r.State != KeyFree && r.State != KeyNotApplied && r.Fingerprint != e.claim.fingerprint {
 		return r, ErrKeyReused
 	}
 	switch r.State {
 	case KeyFree, KeyNotApplied: // T1, T10
 	case KeyClaimed: // T2: nothing was sent, so another may go on when the lease is over
-		if !e.claim.ownerGone && e.now.Before(r.Lease) {
+		if e.now.Before(r.Lease) && !r.orphaned(e.claim) {
 			return r, ErrInFlight
 		}
 	case KeySending:
-		if !e.claim.ownerGone && e.now.Before(r.Lease) {
+		if e.now.Before(r.Lease) && !r.orphaned(e.claim) {
 			return r, ErrInFlight
 		}
 		return r, ErrInDoubt // the caller expires the record
@@ -220,6 +227,11 @@ func claimKey(r Record, e keyEvent) (Record, error) {
 		Lease: e.claim.lease, Claimed: e.now,
 	}
 	return next, nil
+}
+
+// orphaned reports whether the record's owner cannot be alive, so that its lease counts for nothing.
+func (r *Record) orphaned(by claimRequest) bool {
+	return by.exclusive && r.Owner != "" && r.Owner != by.owner
 }
 
 // holds reports whether the event is by the one who holds the key now.
@@ -349,7 +361,7 @@ func lateRefused(r Record, e keyEvent) Record {
 
 // expireKey is what others see when the process that sent has died.
 func expireKey(r Record, e keyEvent) (Record, error) {
-	if r.State != KeySending || (e.now.Before(r.Lease) && !e.claim.ownerGone) {
+	if r.State != KeySending || (e.now.Before(r.Lease) && !r.orphaned(e.claim)) {
 		return r, errConflict
 	}
 	return doubt(r, e, "lease"), nil // T7
@@ -451,7 +463,7 @@ func absentKey(r Record, e keyEvent) (Record, error) {
 }
 
 func forgetKey(r Record, e keyEvent) (Record, error) {
-	if !r.finished() || e.now.Before(r.Expires) { // T13
+	if !r.expired(e.now) { // T13
 		return r, errConflict
 	}
 	r.State = KeyFree

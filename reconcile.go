@@ -67,12 +67,17 @@ func recoverAsError(err *error) {
 	}
 }
 
+// read asks the store.
+func (i *Idempotency) read(ctx context.Context, id string) (rec Record, err error) {
+	defer recoverAsError(&err)
+	rec, err = i.store.Load(ctx, id)
+	rec.ID = id
+	return rec, err
+}
+
 // load reads a record, with what this process knows better because the store would not take it.
-func (i *Idempotency) load(ctx context.Context, id string) (rec Record, err error) {
-	func() {
-		defer recoverAsError(&err)
-		rec, err = i.store.Load(ctx, id)
-	}()
+func (i *Idempotency) load(ctx context.Context, id string) (Record, error) {
+	rec, err := i.read(ctx, id)
 	if known, ok := i.unwritten.get(id); ok {
 		if err != nil {
 			return known.rec, nil
@@ -82,7 +87,6 @@ func (i *Idempotency) load(ctx context.Context, id string) (rec Record, err erro
 			return better, nil
 		}
 	}
-	rec.ID = id
 	return rec, err
 }
 
@@ -278,13 +282,13 @@ func (i *Idempotency) expire(ctx context.Context, id string) {
 	if err != nil || rec.State != KeySending {
 		return
 	}
-	e := keyEvent{kind: eventExpire, claim: claimRequest{ownerGone: i.ownerGone(rec)}}
+	e := keyEvent{kind: eventExpire, claim: i.identity()}
 	_, _ = i.advance(ctx, rec, e) // one that is not due stays as it is
 }
 
-// ownerGone: where only one process at a time uses the store, a record of another one has no living owner.
-func (i *Idempotency) ownerGone(rec Record) bool {
-	return !i.store.Capabilities().Shared && rec.Owner != "" && rec.Owner != i.owner
+// identity is this process as the store's records know it.
+func (i *Idempotency) identity() claimRequest {
+	return claimRequest{owner: i.owner, exclusive: !i.store.Capabilities().Shared}
 }
 
 const (
@@ -353,12 +357,22 @@ func (i *Idempotency) rewrite(ctx context.Context, id string) {
 	if !ok {
 		return
 	}
-	rec, err := i.apply(ctx, id, o.event)
-	if err == nil || errors.Is(err, errConflict) {
+	rec, err := i.read(ctx, id)
+	if err != nil {
+		return
+	}
+	e := o.event
+	e.now = i.store.Now()
+	next, err := transition(rec, e)
+	if err != nil { // the key has moved on without it
 		i.unwritten.drop(id)
-		if err == nil {
-			i.announce(id, rec)
-		}
+		return
+	}
+	if version, swapped, err := i.swap(ctx, rec.Version, next); err == nil && swapped {
+		next.Version = version
+		i.unwritten.drop(id)
+		i.changed(rec, next)
+		i.announce(id, next)
 	}
 }
 
@@ -368,7 +382,7 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
 	case KeySending:
 		i.expire(ctx, rec.ID)
 	case KeyClaimed:
-		if i.ownerGone(rec) || !i.store.Now().Before(rec.Lease) {
+		if rec.orphaned(i.identity()) || !i.store.Now().Before(rec.Lease) {
 			// Its owner died before sending anything.
 			_, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
 		}

@@ -1,4 +1,480 @@
 package resilience
 
-// Stack is all layers together, in the order of the package documentation.
-type Stack struct{}
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Config is the whole stack. The zero Config is the documented default of every layer; each layer can be left out with
+// its Off.
+type Config struct {
+	// Describe says what a request is. nil: by HTTP method. It runs for every request, on the caller's goroutine; one
+	// that panics refuses the call.
+	Describe    func(*http.Request) Call
+	Fallback    FallbackConfig
+	Idempotency IdempotencyConfig
+	DLQ         DLQConfig
+	Timeout     TimeoutConfig
+	Retry       RetryConfig
+	Bulkhead    BulkheadConfig
+	Breaker     BreakerConfig
+	Health      HealthConfig
+	// OnEvent hears all layers, those of one layer in order. It may be called from several goroutines at once. One that
+	// blocks or panics harms nobody; the oldest events are dropped and counted when it falls behind.
+	OnEvent func(Event)
+}
+
+// Stack is all layers together. The order has its home here; see the package documentation for the picture.
+//
+// It is safe for concurrent use. Its layers may be used directly, to read their state or to steer them; one that was left
+// out is nil, which is safe too.
+type Stack struct {
+	Fallback    *Fallback
+	Idempotency *Idempotency
+	DLQ         *DLQ
+	Timeout     *Timeout
+	Retry       *Retry
+	Bulkhead    *Bulkhead
+	Breaker     *Breaker
+
+	describe func(*http.Request) Call
+	health   *Health
+	work     leg      // the road of Do
+	workURL  *url.URL // by which it is named
+	closing  chan struct{}
+	calls    callCount
+	running  atomic.Bool
+	latency  latencies
+
+	mu   sync.Mutex
+	own  []*http.Transport // made for Wrap(nil)
+	once sync.Once
+}
+
+// New makes a stack. Its error names every field of the config that is wrong, of all layers at once. New starts nothing:
+// background work (redriving letters, settling keys in doubt, probing, sweeping) is done by Run.
+func New(cfg Config) (*Stack, error) {
+	s := &Stack{describe: cfg.Describe, workURL: workURL(), closing: make(chan struct{})}
+	s.calls.empty = make(chan struct{})
+	var errs [8]error
+	s.Fallback, errs[0] = layer(cfg.Fallback.Off, cfg.Fallback, NewFallback)
+	s.Idempotency, errs[1] = layer(cfg.Idempotency.Off, cfg.Idempotency, NewIdempotency)
+	s.DLQ, errs[2] = layer(cfg.DLQ.Off, cfg.DLQ, NewDLQ)
+	s.Timeout, errs[3] = layer(cfg.Timeout.Off, cfg.Timeout, NewTimeout)
+	s.Retry, errs[4] = layer(cfg.Retry.Off, cfg.Retry, NewRetry)
+	s.Bulkhead, errs[5] = layer(cfg.Bulkhead.Off, cfg.Bulkhead, NewBulkhead)
+	s.Breaker, errs[6] = layer(cfg.Breaker.Off, cfg.Breaker, NewBreaker)
+	s.health, errs[7] = NewHealth(cfg.Health)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	s.wire(cfg)
+	return s, nil
+}
+
+func layer[C, L any](off bool, cfg C, make func(C) (*L, error)) (*L, error) {
+	if off {
+		return nil, nil //nolint:nilnil // a layer that was left out is nil
+	}
+	return make(cfg)
+}
+
+// road lists the doors from the outside in. This is the order.
+func (s *Stack) road() []stretch {
+	return []stretch{
+		{"budget", s.Timeout.Budget(), s.Timeout != nil},
+		{"fallback", s.Fallback, s.Fallback != nil},
+		{"claim", s.Idempotency.Claim(), s.Idempotency != nil},
+		{"dlq", s.DLQ, s.DLQ != nil},
+		{"retry", s.Retry, s.Retry != nil},
+		{"bulkhead", s.Bulkhead, s.Bulkhead != nil},
+		{"breaker", s.Breaker, s.Breaker != nil},
+		{"intent", s.Idempotency.Intent(), s.Idempotency != nil},
+		{"attempt", s.Timeout.Attempt(), s.Timeout != nil},
+	}
+}
+
+type stretch struct {
+	name string
+	door Layer
+	on   bool
+}
+
+// String names the doors that a request passes, from the outside in.
+func (s *Stack) String() string {
+	var names []string
+	for _, st := range s.road() {
+		if st.on {
+			names = append(names, st.name)
+		}
+	}
+	return strings.Join(append(names, "transport"), " → ")
+}
+
+func (s *Stack) lay(end leg) leg {
+	var doors []Layer
+	for _, st := range s.road() {
+		if st.on {
+			doors = append(doors, st.door)
+		}
+	}
+	return legOf(Chain(doors...).Wrap(end))
+}
+
+// Wrap puts the stack around a transport; what it returns belongs into http.Client.Transport. nil is a transport of its
+// own that speaks HTTP/1.1, over which it can be proven that nothing was written. All that is wrapped by one stack shares
+// its circuit, slots, keys, letters and cached answers. A base that adds credentials by itself must serve one tenant only:
+// the cache tells tenants apart by the headers that it sees.
+func (s *Stack) Wrap(base http.RoundTripper) http.RoundTripper {
+	if base == nil {
+		tr := newTransport()
+		s.mu.Lock()
+		s.own = append(s.own, tr)
+		s.mu.Unlock()
+		base = tr
+	}
+	end := legOf(base)
+	if w, ok := end.(*wire); ok {
+		end = &wire{base: w.base, maxBytes: s.maxResponse()}
+	}
+	tr := &stackTransport{stack: s, base: end}
+	tr.top = s.lay(end)
+	s.DLQ.addRoad(tr.top)
+	return tr
+}
+
+func (s *Stack) maxResponse() int64 {
+	if s.Timeout == nil {
+		return 0
+	}
+	return s.Timeout.cfg.MaxResponseBytes
+}
+
+// stackTransport is the way in for requests.
+type stackTransport struct {
+	stack     *Stack
+	top, base leg
+}
+
+func (tr *stackTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	s := tr.stack
+	if s.inside(req.Context()) {
+		// A request that is made while a call of this stack is served is part of that call: it needs no second slot.
+		return enter(req, tr.base, entry{stack: s, describe: s.describe})
+	}
+	return s.admit(req, tr.top, "")
+}
+
+// CloseIdleConnections closes those of the transport below.
+func (tr *stackTransport) CloseIdleConnections() { closeIdle(tr.base) }
+
+// inside reports whether ctx belongs to a call that is on this stack's road already.
+func (s *Stack) inside(ctx context.Context) bool {
+	for t := tripOf(ctx); t != nil; t = t.outer {
+		if t.stack == s {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Stack) admit(req *http.Request, top leg, letter string) (*http.Response, error) {
+	if !s.calls.begin() {
+		closeBody(req)
+		return nil, &Error{Layer: "stack", Err: ErrClosed, verdict: refused}
+	}
+	defer s.calls.end()
+	e := entry{stack: s, describe: s.describe, letter: letter}
+	if s.Timeout != nil {
+		e.maxBody = s.Timeout.cfg.MaxRequestBytes
+	}
+	return enter(req, timed{top, s}, e)
+}
+
+// timed measures what a caller waits, by operation class.
+type timed struct {
+	leg
+	stack *Stack
+}
+
+func (l timed) travel(t *trip, req *http.Request) (*http.Response, error) {
+	start := time.Now()
+	resp, err := l.leg.travel(t, req)
+	l.stack.latency.observe(t.call.Class, time.Since(start))
+	return resp, err
+}
+
+// wire connects the layers, which do not know each other.
+func (s *Stack) wire(cfg Config) {
+	for _, e := range s.sinks() {
+		e.listen(cfg.OnEvent)
+		e.listen(s.health.note)
+	}
+	if s.Bulkhead != nil {
+		s.Bulkhead.closing = s.closing
+		if s.Breaker != nil {
+			s.Bulkhead.refusal = s.Breaker.refusal
+			s.Bulkhead.share = s.Breaker.share
+			s.Breaker.opened = s.Bulkhead.sendHome
+		}
+	}
+	if s.Retry != nil {
+		s.Retry.closing = s.closing
+	}
+	if s.Fallback != nil {
+		s.Fallback.closing = s.closing
+	}
+	s.wireKeys()
+	s.wireHealth(cfg)
+	s.work = s.lay(workLeg{})
+}
+
+// wireKeys ties letters and keys together: a letter pins its key, and the outcome of a key settles its letter.
+func (s *Stack) wireKeys() {
+	if s.DLQ != nil {
+		s.DLQ.reenter = s.redrive
+		if s.Breaker != nil {
+			s.DLQ.paused = s.redrivePause
+		}
+	}
+	if s.Idempotency == nil {
+		return
+	}
+	s.Idempotency.closing = s.closing
+	if s.Timeout != nil {
+		s.Idempotency.limitOf = func(c Call) time.Duration {
+			limit, _ := s.Timeout.LimitOf(c)
+			return limit
+		}
+	}
+	if s.DLQ == nil {
+		return
+	}
+	s.DLQ.box.keyID = s.Idempotency.ID
+	s.Idempotency.pinned = s.DLQ.holds
+	s.Idempotency.onSettle = func(id string, r Record) { s.DLQ.settle(id, verdictOf(r)) }
+	s.DLQ.reconcile = func(ctx context.Context, key string) keyVerdict {
+		return verdictOf(s.Idempotency.standing(ctx, key))
+	}
+}
+
+func verdictOf(r Record) keyVerdict {
+	switch r.State {
+	case KeyConfirmed:
+		return keyDone
+	case KeyNotApplied, KeyFree:
+		return keyNotApplied
+	}
+	return keyUnknown
+}
+
+// redrive sends a letter the way its request came.
+func (s *Stack) redrive(req *http.Request, road leg, letter string) (*http.Response, error) {
+	if wrapped, ok := road.(timed); ok {
+		road = wrapped.leg
+	}
+	return s.admit(req, road, letter)
+}
+
+// redrivePause says whether the circuit that letters would meet is open. With circuits by operation only the letter
+// itself can tell, and a refusal costs it no attempt.
+func (s *Stack) redrivePause() (bool, time.Duration) {
+	err := s.Breaker.refusal(Call{Priority: PriorityBulk})
+	var e *Error
+	if err == nil || !errors.As(err, &e) {
+		return false, 0
+	}
+	return true, e.RetryAfter
+}
+
+func (s *Stack) sinks() []*events {
+	all := []*events{s.health.events}
+	if s.Fallback != nil {
+		all = append(all, s.Fallback.events)
+	}
+	if s.Idempotency != nil {
+		all = append(all, s.Idempotency.events)
+	}
+	if s.DLQ != nil {
+		all = append(all, s.DLQ.events)
+	}
+	if s.Timeout != nil {
+		all = append(all, s.Timeout.events)
+	}
+	if s.Retry != nil {
+		all = append(all, s.Retry.events)
+	}
+	if s.Bulkhead != nil {
+		all = append(all, s.Bulkhead.events)
+	}
+	if s.Breaker != nil {
+		all = append(all, s.Breaker.events)
+	}
+	return all
+}
+
+// Health is the one view of all layers; it is never nil.
+func (s *Stack) Health() *Health { return s.health }
+
+// Run does the background work until ctx ends or the stack is closed, and returns nil then: it redrives letters, looks
+// keys in doubt up, refreshes the health probe and sweeps what has expired. Start it once, on a goroutine of your own; a
+// second Run at the same time is an error. Without Run calls work, but letters and keys in doubt wait.
+func (s *Stack) Run(ctx context.Context) error {
+	if !s.running.CompareAndSwap(false, true) {
+		return errors.New("Run is running already")
+	}
+	defer s.running.Store(false)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-s.closing:
+			cancel(ErrClosed)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	if s.Idempotency != nil {
+		g.Go(func() error { return s.Idempotency.run(ctx) })
+	}
+	if s.DLQ != nil {
+		g.Go(func() error { return ignoreEnd(ctx, s.DLQ.run(ctx)) })
+	}
+	g.Go(func() error { s.tend(ctx); return nil })
+	return g.Wait()
+}
+
+// ignoreEnd: that its context ended is no failure of background work.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// tend keeps the probe fresh and the cache small.
+func (s *Stack) tend(ctx context.Context) {
+	for {
+		wait := s.health.refresh(ctx)
+		s.Fallback.sweep()
+		if wait <= 0 || wait > time.Minute {
+			wait = time.Minute
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// Close ends the stack: new calls, waiters and callers who back off get ErrClosed at once, Run returns, and calls that
+// are on the wire are awaited. When ctx ends before they do, effect-once ones among them are recorded as in doubt and all
+// are counted in the error. List, Export, Lookup, Resolve, Stats and State go on working. A second Close waits again.
+func (s *Stack) Close(ctx context.Context) error {
+	s.once.Do(func() {
+		s.calls.close()
+		close(s.closing)
+	})
+	var errs []error
+	if err := s.calls.wait(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	if s.Idempotency != nil {
+		errs = append(errs, s.Idempotency.shutdown(ctx))
+	}
+	if s.DLQ != nil {
+		errs = append(errs, s.DLQ.close(ctx))
+	}
+	if s.Fallback != nil {
+		errs = append(errs, s.Fallback.drain(ctx))
+	}
+	for _, e := range s.sinks() {
+		errs = append(errs, e.drain(ctx))
+	}
+	s.mu.Lock()
+	own := s.own
+	s.mu.Unlock()
+	for _, tr := range own {
+		tr.CloseIdleConnections()
+	}
+	return errors.Join(errs...)
+}
+
+// callCount counts callers that are on the road, and lets nobody in once closed.
+type callCount struct {
+	state atomic.Int64 // the number of callers; closedBit is added at close
+	empty chan struct{}
+	done  sync.Once
+}
+
+const closedBit = 1 << 62
+
+func (c *callCount) begin() bool {
+	if c.state.Add(1) >= closedBit {
+		c.end()
+		return false
+	}
+	return true
+}
+
+func (c *callCount) end() {
+	if c.state.Add(-1) == closedBit {
+		c.done.Do(func() { close(c.empty) })
+	}
+}
+
+func (c *callCount) close() {
+	if c.state.Add(closedBit) == closedBit {
+		c.done.Do(func() { close(c.empty) })
+	}
+}
+
+func (c *callCount) wait(ctx context.Context) error {
+	select {
+	case <-c.empty:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d callers were still waiting: %w", c.state.Load()-closedBit, context.Cause(ctx))
+	}
+}
+
+// Stats is a snapshot of all layers. Each layer's part is consistent in itself.
+type Stats struct {
+	Fallback    FallbackStats
+	Idempotency IdempotencyStats
+	DLQ         DLQStats
+	Timeout     TimeoutStats
+	Retry       RetryStats
+	Bulkhead    BulkheadStats
+	Breaker     BreakerStats
+	// Latency is what callers waited, by class: everything included, whatever the outcome.
+	Latency map[string]Latency
+	// Calls is the number of callers on the road now.
+	Calls int
+}
+
+// Stats may be called at any time.
+func (s *Stack) Stats() Stats {
+	calls := s.calls.state.Load()
+	if calls >= closedBit {
+		calls -= closedBit
+	}
+	return Stats{
+		Fallback: s.Fallback.Stats(), Idempotency: s.Idempotency.Stats(), DLQ: s.DLQ.Stats(), Timeout: s.Timeout.Stats(),
+		Retry: s.Retry.Stats(), Bulkhead: s.Bulkhead.Stats(), Breaker: s.Breaker.Stats(),
+		Latency: s.latency.snapshot(), Calls: int(calls),
+	}
+}

@@ -237,7 +237,7 @@ func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response,
 	clock.stop()
 	r := w.result
 	if r.err != nil {
-		clock.end()
+		defer clock.end() // after explain, which asks whether the context had ended
 		return nil, w.explain(req.Context(), ctx, r.err)
 	}
 	afterExchange(r.resp, nil, clock.end)

@@ -1,0 +1,591 @@
+package resilience
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/recent"
+	"github.com/retell-resilience/resilience/internal/slots"
+)
+
+// A Bulkhead bounds how many calls are on the wire at once and shares the slots out by priority, so that a thousand
+// letters to send do not stand between a person and a phone call. Nobody waits for a slot while one is idle:
+//
+// While nobody waits and fewer than Total slots are in use, whoever comes gets one; a tier that needs fewer than its
+// guarantee lends the rest to the others. Otherwise calls wait, first come first served within their tier, and a slot
+// that comes free goes first to a tier that holds less than its guarantee, then to the call that has waited longest if
+// that is at least AgeAfter, then to the most urgent tier. An aged call that is passed over for a guarantee comes before
+// guarantees at the next slot, so that nobody starves, and no crowd of aged calls keeps a lent slot from coming back.
+//
+// A slot is held until the exchange has really ended: for a stream, until the end of its body or Close; for a transport
+// that outlives the attempt limit, until it returns. So Total bounds what the other side sees, whatever callers do.
+//
+// A Bulkhead is safe for concurrent use, and a nil one admits everything.
+type Bulkhead struct {
+	events *events
+
+	// Wired by the stack before use; nil when the layer is used alone. None is called under the lock.
+	refusal func(Call) error // asked before a call waits: an error ends it instead; of Acquire it sees only the priority
+	share   func() float64   // of Total that may be used now, between 0 and 1
+	closing <-chan struct{}  // closed: nobody waits any more, nobody comes in
+
+	openings atomic.Uint64 // how often sendHome was called: a newcomer who asked before must ask again
+
+	mu        sync.Mutex
+	book      slots.Book[claim]
+	maxWait   time.Duration // 0: no bound
+	tallies   [3]tally
+	abandoned int
+	sheds     recent.Counter
+	recheck   *time.Timer // looks at share again while somebody waits for it to grow
+	armed     bool
+}
+
+// BulkheadConfig says how many slots there are, and who waits how long for one.
+type BulkheadConfig struct {
+	// Critical, Normal and Bulk are the slots that each tier is guaranteed. 0: 10, 5 and 2; -1: no guarantee, the tier
+	// lives on what the others do not use.
+	Critical, Normal, Bulk int
+	// Total bounds the slots in use over all tiers. 0: the sum of the guarantees. Below the sum the total wins, and the
+	// more urgent tiers reach their guarantees first. Above it, the rest belongs to nobody and goes by urgency.
+	Total int
+	// Queue bounds the calls that wait in each tier; one more is rejected with [ErrFull]. A critical one then takes the
+	// place of the youngest bulk one that waits, if any does. 0: 100; -1: no queue, a call without a slot is rejected.
+	Queue int
+	// MaxWait bounds the wait for a slot; past it the call is rejected with [ErrFull]. 0 and -1: no bound of its own,
+	// the call's budget or the deadline of its context bounds the wait.
+	MaxWait time.Duration
+	// AgeAfter is the wait after which a call goes before younger ones of more urgent tiers; where one of those is below
+	// its guarantee, the two take turns. 0: 5 s; -1: never.
+	AgeAfter time.Duration
+	// OnEvent hears the events of this layer: slot.rejected, slot.abandoned, slot.returned. It never holds up a call.
+	// The Cause of a rejection is "full", "displaced", "max-wait", "open", "closed", or, for a call whose context ended
+	// first, "timeout" or "canceled"; its Duration is the time waited.
+	OnEvent func(Event)
+	// Off leaves the layer out.
+	Off bool
+}
+
+// NewBulkhead makes a bulkhead, nil with Off. The error names every field that is out of range.
+func NewBulkhead(c BulkheadConfig) (*Bulkhead, error) {
+	bounds, err := c.bounds()
+	if err != nil || c.Off {
+		return nil, err
+	}
+	b := &Bulkhead{events: newEvents("bulkhead", c.OnEvent), sheds: recent.New(time.Now())}
+	b.set(bounds, c.MaxWait)
+	return b, nil
+}
+
+// Wrap puts the bulkhead in front of next. A call that gets no slot ends with an error that is [NotSent]: [ErrFull],
+// [ErrClosed], the refusal of an open circuit, or the reason why its context ended.
+func (b *Bulkhead) Wrap(next http.RoundTripper) http.RoundTripper {
+	if b == nil {
+		return next
+	}
+	return newDoor(next, b.pass)
+}
+
+// Acquire takes a slot for work that is not HTTP, waiting for it as Wrap does and ending in the same errors. The caller
+// gives the slot back with release, once the work has really ended; calling it again does nothing. With an error there
+// is no slot, and release is nil.
+func (b *Bulkhead) Acquire(ctx context.Context, p Priority) (release func(), err error) {
+	if b == nil {
+		return func() {}, nil
+	}
+	tier := tierOf(p)
+	if !b.takeFree(ctx, tier) {
+		if err := b.wait(ctx, &roadless[tier], tier); err != nil {
+			return nil, err
+		}
+	}
+	var released atomic.Bool
+	return func() {
+		if released.CompareAndSwap(false, true) {
+			b.giveBack(tier)
+		}
+	}, nil
+}
+
+// Resize puts other bounds in place of the present ones, all of them: a zero field means the default, not "as before".
+// Slots in use stay so: after a smaller Total no slot is given out until enough have come back. Those who wait stay,
+// under the MaxWait they came with, and get at once what a larger Total has for them. OnEvent and Off are not looked at.
+// The error names every field that is out of range; nothing has changed then.
+func (b *Bulkhead) Resize(c BulkheadConfig) error {
+	bounds, err := c.bounds()
+	if err != nil || b == nil {
+		return err
+	}
+	share := b.shareNow()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.set(bounds, c.MaxWait)
+	b.dispatch(share)
+	return nil
+}
+
+// BulkheadStats is what a bulkhead looks like at one moment, with what it counted since it was made.
+type BulkheadStats struct {
+	Critical, Normal, Bulk TierStats
+
+	Total       int           // slots over all tiers
+	Effective   int           // how many of them may be used now: fewer than Total for a while after a circuit closed
+	InUse       int           // slots held; above Effective only while a smaller one is being drained
+	Waiting     int           // calls that wait for a slot
+	Queue       int           // places to wait in each tier
+	Abandoned   int           // slots held by work that outlived its caller
+	Saturated   bool          // somebody waits because there is no slot
+	OldestWait  time.Duration // how long the one who waits longest has waited
+	RecentSheds int           // calls lost for lack of a slot in the last ten seconds
+}
+
+// TierStats is one tier of a bulkhead. Every call that ever came is counted once: Granted, Rejected, Displaced,
+// Cancelled, or it is still Waiting.
+type TierStats struct {
+	Guaranteed, InUse, Waiting int
+
+	Granted   uint64 // got a slot
+	Rejected  uint64 // sent away: full, waited too long, circuit open, closed
+	Displaced uint64 // lost the place in the queue to a critical call
+	Cancelled uint64 // left before there was a slot: cancelled, or out of time
+
+	Waited    uint64        // slots given to calls that had to wait
+	WaitTotal time.Duration // how long those waited, together
+	WaitMax   time.Duration // the longest of these waits
+}
+
+// Stats returns the numbers of one moment. It moves nothing.
+func (b *Bulkhead) Stats() BulkheadStats {
+	if b == nil {
+		return BulkheadStats{}
+	}
+	share, now := b.shareNow(), time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return BulkheadStats{
+		Critical: b.tierStats(slots.Critical), Normal: b.tierStats(slots.Normal), Bulk: b.tierStats(slots.Bulk),
+		Total: b.book.Bounds().Total, Effective: b.book.Limit(share), InUse: b.book.InUse(),
+		Waiting: b.book.Waiting(), Queue: b.book.Bounds().Places, Saturated: b.book.Waiting() > 0,
+		OldestWait: b.book.OldestWait(now), Abandoned: b.abandoned, RecentSheds: b.sheds.Sum(now),
+	}
+}
+
+func (b *Bulkhead) tierStats(t slots.Tier) TierStats {
+	n, c := b.book.Numbers(t), &b.tallies[t]
+	return TierStats{
+		Guaranteed: n.Guaranteed, InUse: n.InUse, Waiting: n.Waiting,
+		Granted: c.granted.Load(), Rejected: c.rejected, Displaced: c.displaced, Cancelled: c.cancelled,
+		Waited: n.Waits.Count, WaitTotal: n.Waits.Total, WaitMax: n.Waits.Max,
+	}
+}
+
+func (c BulkheadConfig) bounds() (slots.Bounds, error) {
+	f := faults{prefix: "Bulkhead"}
+	f.count("Critical", int64(c.Critical))
+	f.count("Normal", int64(c.Normal))
+	f.count("Bulk", int64(c.Bulk))
+	f.count("Queue", int64(c.Queue))
+	f.duration("MaxWait", c.MaxWait)
+	f.duration("AgeAfter", c.AgeAfter)
+	bounds := slots.Bounds{
+		Guaranteed: [3]int{max(0, or(c.Critical, 10)), max(0, or(c.Normal, 5)), max(0, or(c.Bulk, 2))},
+		Total:      c.Total,
+		Places:     max(0, or(c.Queue, 100)),
+		AgeAfter:   max(0, or(c.AgeAfter, 5*time.Second)),
+	}
+	if c.Total == 0 {
+		for _, n := range bounds.Guaranteed {
+			bounds.Total += min(n, math.MaxInt-bounds.Total)
+		}
+	}
+	switch {
+	case c.Total < 0:
+		f.add("Total", "positive or 0 for the sum of the guarantees", c.Total)
+	case bounds.Total == 0:
+		f.add("Total", "positive where no tier has a guarantee", c.Total)
+	}
+	return bounds, f.err()
+}
+
+func (b *Bulkhead) set(bounds slots.Bounds, maxWait time.Duration) {
+	b.book.SetBounds(bounds)
+	b.maxWait = max(0, maxWait)
+}
+
+func tierOf(p Priority) slots.Tier {
+	switch p {
+	case PriorityCritical:
+		return slots.Critical
+	case PriorityBulk:
+		return slots.Bulk
+	default:
+		return slots.Normal
+	}
+}
+
+// roadless are the trips of work that came by Acquire, of which only the priority is known. They never change.
+var roadless = [3]trip{
+	slots.Critical: {call: Call{Priority: PriorityCritical}},
+	slots.Normal:   {call: Call{Priority: PriorityNormal}},
+	slots.Bulk:     {call: Call{Priority: PriorityBulk}},
+}
+
+// tally counts how the calls of one tier fared. granted is counted when the call has the slot in hand, outside the lock,
+// so that it never goes down; the rest is guarded by the lock.
+type tally struct {
+	granted                        atomic.Uint64
+	rejected, displaced, cancelled uint64
+}
+
+// claim is what one waiting call is after. Whoever takes it out of the book decides its fate, under the lock: the call
+// itself, or somebody else, who then closes decided.
+type claim struct {
+	trip    *trip
+	queued  bool
+	decided chan struct{}
+	granted bool
+	err     error // why it was sent away
+}
+
+type waiter = slots.Waiter[claim]
+
+// shed is why a call ended without a slot: the words of Event.Cause.
+type shed = string
+
+const (
+	admitted      shed = ""
+	shedFull      shed = "full"
+	shedDisplaced shed = "displaced"
+	shedMaxWait   shed = "max-wait"
+	shedOpen      shed = "open"
+	shedClosed    shed = "closed"
+	shedTimeout   shed = "timeout"
+	shedCanceled  shed = "canceled"
+)
+
+var (
+	errQueueFull = fmt.Errorf("%w: no slot and no place to wait", ErrFull)
+	errDisplaced = fmt.Errorf("%w: a critical call took the place", ErrFull)
+	errMaxWait   = fmt.Errorf("%w: no slot within the longest wait", ErrFull)
+)
+
+// pass is the door. Whatever happens below, a panic and Goexit included, the slot comes back exactly once.
+func (b *Bulkhead) pass(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	ctx, tier := req.Context(), tierOf(t.call.Priority)
+	if !b.takeFree(ctx, tier) {
+		if err := b.wait(ctx, t, tier); err != nil {
+			return nil, err
+		}
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			b.giveBack(tier)
+		}
+	}()
+	resp, err := next.travel(t, req)
+	returned = true
+	b.settle(t, tier, tailOf(resp, err), err)
+	return resp, err
+}
+
+// settle gives the slot back when the exchange has ended: now, or with its tail. A tail behind an error is work that
+// outlived its caller.
+func (b *Bulkhead) settle(t *trip, tier slots.Tier, rest *tail, err error) {
+	switch {
+	case rest == nil:
+		b.giveBack(tier)
+	case err == nil:
+		rest.after(func() { b.giveBack(tier) })
+	default:
+		b.abandon(t.call.Operation, tier, rest)
+	}
+}
+
+func (b *Bulkhead) abandon(operation string, tier slots.Tier, rest *tail) {
+	count := func(n int) {
+		b.mu.Lock()
+		b.abandoned += n
+		b.mu.Unlock()
+	}
+	left := time.Now()
+	count(+1)
+	b.events.emit(Event{Kind: EventSlotAbandoned, Operation: operation})
+	rest.after(func() {
+		count(-1)
+		b.events.emit(Event{Kind: EventSlotReturned, Operation: operation, Duration: time.Since(left)})
+		b.giveBack(tier)
+	})
+}
+
+// takeFree takes a slot if one is free and nobody waits for it. Most calls get no further.
+func (b *Bulkhead) takeFree(ctx context.Context, tier slots.Tier) bool {
+	if b.ended(ctx) != admitted {
+		return false
+	}
+	share := b.shareNow()
+	b.mu.Lock()
+	took := b.take(tier, share)
+	b.mu.Unlock()
+	if took {
+		b.tallies[tier].granted.Add(1)
+	}
+	return took
+}
+
+// take serves those who wait first: share may have grown since anybody looked.
+func (b *Bulkhead) take(tier slots.Tier, share float64) bool {
+	b.dispatch(share)
+	return b.book.Take(tier, share)
+}
+
+func (b *Bulkhead) giveBack(tier slots.Tier) {
+	share := b.shareNow()
+	b.mu.Lock()
+	b.book.GiveBack(tier)
+	b.dispatch(share)
+	b.mu.Unlock()
+}
+
+// dispatch gives the free slots to those who wait. After it nobody waits, or no slot is free.
+func (b *Bulkhead) dispatch(share float64) {
+	if b.book.Waiting() == 0 {
+		return
+	}
+	for w := b.book.Next(share); w != nil; w = b.book.Next(share) {
+		w.Value.granted = true
+		close(w.Value.decided)
+	}
+	b.watchShare(share)
+}
+
+// wait returns when the call has a slot, or an error instead of one.
+func (b *Bulkhead) wait(ctx context.Context, t *trip, tier slots.Tier) error {
+	w := &waiter{Value: claim{trip: t}, Tier: tier, Since: time.Now()}
+	err := b.join(ctx, w)
+	if err == nil {
+		b.tallies[tier].granted.Add(1)
+	}
+	return err
+}
+
+// join lets the call wait, unless it may not or need not.
+func (b *Bulkhead) join(ctx context.Context, w *waiter) error {
+	for {
+		openings, share := b.openings.Load(), b.shareNow()
+		if why := b.ended(ctx); why != admitted {
+			return b.turnAway(ctx, w, why, nil)
+		}
+		if b.refusal != nil {
+			if err := b.refusal(w.Value.trip.call); err != nil {
+				return b.turnAway(ctx, w, shedOpen, err)
+			}
+		}
+		b.mu.Lock()
+		asked, maxWait := b.openings.Load() == openings, b.maxWait
+		why := admitted
+		if asked {
+			why = b.enqueue(w, share)
+		}
+		b.mu.Unlock()
+		switch {
+		case !asked: // the circuit opened after it answered, and those who waited were sent home without this one
+		case why != admitted:
+			return w.Value.reason(ctx, why)
+		case w.Value.queued:
+			return b.sit(ctx, w, maxWait)
+		default:
+			return nil
+		}
+	}
+}
+
+// enqueue gives w a slot after all, or a place to wait, or says why neither.
+func (b *Bulkhead) enqueue(w *waiter, share float64) shed {
+	if b.take(w.Tier, share) {
+		return admitted
+	}
+	if !b.book.HasPlace(w.Tier) {
+		victim := b.book.Victim(w.Tier)
+		if victim == nil {
+			b.count(w, shedFull)
+			return shedFull
+		}
+		b.sendAway(victim, shedDisplaced, victim.Value.trip.refuse("bulkhead", errDisplaced))
+	}
+	w.Value.queued, w.Value.decided = true, make(chan struct{})
+	b.book.Join(w)
+	b.watchShare(share)
+	return admitted
+}
+
+// sit is the wait itself.
+func (b *Bulkhead) sit(ctx context.Context, w *waiter, maxWait time.Duration) error {
+	var bound <-chan time.Time
+	if maxWait > 0 {
+		timer := time.NewTimer(maxWait)
+		defer timer.Stop()
+		bound = timer.C
+	}
+	late := admitted
+	select {
+	case <-w.Value.decided:
+	case <-bound:
+		late = shedMaxWait
+	case <-ctx.Done():
+	case <-b.closing:
+	}
+	if why := or(b.ended(ctx), late); why != admitted {
+		return b.leave(ctx, w, why)
+	}
+	return w.Value.err
+}
+
+// leave ends the wait of w for a reason of its own. A slot that was granted at the same instant is handed on, except
+// that one which came with the end of MaxWait is welcome. A call that was sent away already stays so.
+func (b *Bulkhead) leave(ctx context.Context, w *waiter, why shed) error {
+	share := b.shareNow()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.book.Leave(w):
+		b.watchShare(share)
+	case w.Value.granted && why != shedMaxWait:
+		b.book.GiveBack(w.Tier)
+		b.dispatch(share)
+	default:
+		return w.Value.err
+	}
+	b.count(w, why)
+	return w.Value.reason(ctx, why)
+}
+
+// ended says why nobody may come in or go on waiting.
+func (b *Bulkhead) ended(ctx context.Context) shed {
+	if ctx.Err() != nil {
+		if byTime(ctx) {
+			return shedTimeout
+		}
+		return shedCanceled
+	}
+	select {
+	case <-b.closing:
+		return shedClosed
+	default:
+		return admitted
+	}
+}
+
+// reason is the error for a call that ends without a slot.
+func (c *claim) reason(ctx context.Context, why shed) error {
+	switch why {
+	case shedTimeout, shedCanceled:
+		return c.trip.gone(ctx, "bulkhead")
+	case shedClosed:
+		return c.trip.refuse("bulkhead", ErrClosed)
+	case shedMaxWait:
+		return c.trip.refuse("bulkhead", errMaxWait)
+	default:
+		return c.trip.refuse("bulkhead", errQueueFull)
+	}
+}
+
+// turnAway ends a call that was never queued; err, if there is one, is the circuit's.
+func (b *Bulkhead) turnAway(ctx context.Context, w *waiter, why shed, err error) error {
+	b.mu.Lock()
+	b.count(w, why)
+	b.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.Value.reason(ctx, why)
+}
+
+// sendHome is called when the circuit has opened: those who wait and are refused now need not wait any longer.
+func (b *Bulkhead) sendHome() {
+	if b == nil || b.refusal == nil {
+		return
+	}
+	b.mu.Lock()
+	b.openings.Add(1)
+	all := slices.Collect(b.book.All)
+	b.mu.Unlock()
+	for _, w := range all {
+		if err := b.refusal(w.Value.trip.call); err != nil {
+			b.mu.Lock()
+			b.sendAway(w, shedOpen, err)
+			b.mu.Unlock()
+		}
+	}
+}
+
+// sendAway ends the wait of w, if it still waits.
+func (b *Bulkhead) sendAway(w *waiter, why shed, err error) {
+	if !b.book.Leave(w) {
+		return
+	}
+	if b.book.Waiting() == 0 {
+		b.watchShare(1)
+	}
+	w.Value.err = err
+	b.count(w, why)
+	close(w.Value.decided)
+}
+
+// count books a call that ended without a slot.
+func (b *Bulkhead) count(w *waiter, why shed) {
+	now, tally := time.Now(), &b.tallies[w.Tier]
+	switch why {
+	case shedDisplaced:
+		tally.displaced++
+	case shedTimeout, shedCanceled:
+		tally.cancelled++
+	default:
+		tally.rejected++
+	}
+	if why == shedFull || why == shedDisplaced || why == shedMaxWait || why == shedTimeout && w.Value.queued {
+		b.sheds.Add(now)
+	}
+	b.events.emit(Event{
+		Kind: EventSlotRejected, Operation: w.Value.trip.call.Operation, Cause: why, Duration: now.Sub(w.Since),
+	})
+}
+
+func (b *Bulkhead) shareNow() float64 {
+	if b.share == nil {
+		return 1
+	}
+	return b.share()
+}
+
+const recheckEvery = 100 * time.Millisecond
+
+// watchShare keeps a timer while somebody waits at less than the whole share: it grows by time alone, and perhaps nobody
+// gives a slot back and notices.
+func (b *Bulkhead) watchShare(share float64) {
+	wanted := b.book.Waiting() > 0 && share < 1
+	switch {
+	case wanted == b.armed:
+	case !wanted:
+		b.recheck.Stop()
+	case b.recheck == nil:
+		b.recheck = time.AfterFunc(recheckEvery, b.lookAgain)
+	default:
+		b.recheck.Reset(recheckEvery)
+	}
+	b.armed = wanted
+}
+
+func (b *Bulkhead) lookAgain() {
+	share := b.shareNow()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.armed = false
+	b.dispatch(share)
+}

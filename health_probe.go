@@ -1,0 +1,248 @@
+package resilience
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// healthProbe asks the other side, one question at a time, and keeps the answer while it counts. Nothing runs unless
+// somebody reads: the age of an answer, and that a run has taken too long, are worked out when asked.
+type healthProbe struct {
+	ask            func(context.Context) error // nil: nobody asks
+	every, timeout time.Duration
+
+	mu       sync.Mutex
+	run      *probeRun // the newest; nil: none yet
+	previous *probeRun // the one before, which has returned
+}
+
+// probeRun is one question. ended and answer may be read once done is closed.
+type probeRun struct {
+	started time.Time
+	done    chan struct{}
+	ended   time.Time
+	answer  probeAnswer
+}
+
+// probeAnswer is what a probe's error comes down to.
+type probeAnswer struct {
+	status         Status
+	state, message string
+	retryAfter     time.Duration
+}
+
+// await returns the run whose answer counts, having started one if the last is too old and has returned. It waits for the
+// run to be settled: answered, or out of time. waited is false if the caller's context ended before that.
+func (p *healthProbe) await(ctx context.Context) (run *probeRun, waited bool) {
+	if p.ask == nil {
+		return nil, true
+	}
+	run = p.current()
+	left := p.timeout - time.Since(run.started)
+	if run.returned() || left <= 0 {
+		return run, true
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-run.done:
+		return run, true
+	case <-timer.C:
+		return run, true
+	case <-ctx.Done():
+		return run, run.returned()
+	}
+}
+
+func (p *healthProbe) current() *probeRun {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run == nil || p.run.returned() && p.freshFor(p.run, time.Now()) <= 0 {
+		p.previous = p.run
+		p.run = &probeRun{started: time.Now(), done: make(chan struct{})}
+		go p.run.execute(p.ask, p.timeout)
+	}
+	return p.run
+}
+
+// execute also judges the error, since that runs the user's code: an Unwrap, a method of a nil error.
+func (r *probeRun) execute(ask func(context.Context) error, timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	r.answer = probeAnswer{Unhealthy, "exited", "the probe ended its goroutine without an answer", 0} // after Goexit
+	defer func() {
+		if recover() != nil {
+			r.answer = probeAnswer{Unhealthy, "panic", "the probe panicked", 0}
+		}
+		r.ended = time.Now()
+		cancel()
+		close(r.done)
+	}()
+	r.answer = judgeProbe(ask(ctx))
+}
+
+func (r *probeRun) returned() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// settledAt is when the outcome was known: when it answered, or when its time was up, whichever came first.
+func (p *healthProbe) settledAt(r *probeRun) time.Time {
+	if p.inTime(r) {
+		return r.ended
+	}
+	return r.started.Add(p.timeout)
+}
+
+// inTime reports whether the run has answered within its bound. An answer that came later is no answer.
+func (p *healthProbe) inTime(r *probeRun) bool {
+	return r.returned() && r.ended.Sub(r.started) < p.timeout
+}
+
+func (p *healthProbe) freshFor(r *probeRun, now time.Time) time.Duration {
+	return max(0, p.every-now.Sub(p.settledAt(r)))
+}
+
+// result says what the run found, and for how long that counts. A run still under way leaves what was known before.
+func (p *healthProbe) result(r *probeRun, now time.Time) (CheckResult, time.Duration) {
+	c := CheckResult{Name: "api", Measure: "responseTime"}
+	switch {
+	case p.ask == nil:
+		c.State, c.Message = "not probed", "no probe is configured"
+		return c, 0
+	case p.inTime(r):
+		r.fill(&c, now)
+		return c, p.freshFor(r, now)
+	case !r.returned() && now.Sub(r.started) < p.timeout:
+		return p.underWay(now), 0
+	}
+	p.timedOut(r, &c)
+	return c, p.freshFor(r, now)
+}
+
+func (r *probeRun) fill(c *CheckResult, now time.Time) {
+	c.Status, c.State, c.Message = r.answer.status, r.answer.state, r.answer.message
+	c.RetryAfter = max(0, r.answer.retryAfter-now.Sub(r.ended))
+	c.Time, c.Duration = r.ended, r.ended.Sub(r.started)
+	c.Value, c.Unit = float64(c.Duration)/float64(time.Millisecond), "ms"
+}
+
+func (p *healthProbe) timedOut(r *probeRun, c *CheckResult) {
+	c.Status, c.State, c.Message = Unhealthy, "timeout", fmt.Sprintf("no answer within %s", p.timeout)
+	if !r.returned() {
+		c.Message += "; the probe has not returned and is not started again before it does"
+	}
+	c.Time, c.Duration = p.settledAt(r), p.timeout
+}
+
+// underWay is for a caller who leaves before the answer: an old failure stands until it is refuted, an old success does
+// not.
+func (p *healthProbe) underWay(now time.Time) CheckResult {
+	p.mu.Lock()
+	before := p.previous
+	p.mu.Unlock()
+	c := CheckResult{Name: "api", Measure: "responseTime", State: "asking", Message: "the first answer is still due"}
+	switch {
+	case before == nil:
+	case !p.inTime(before):
+		p.timedOut(before, &c)
+	default:
+		before.fill(&c, now)
+		if c.Status == Healthy {
+			c.Status, c.State, c.Message = Unknown, "stale", "the last answer is too old and the next is still due"
+		}
+	}
+	return c
+}
+
+// judgeProbe turns the error of a probe into a status, a word from a closed set, and a sentence. It shows nothing of the
+// error's text.
+func judgeProbe(err error) probeAnswer {
+	if err == nil {
+		return probeAnswer{status: Healthy, state: "ok"}
+	}
+	code, retryAfter := answerIn(err)
+	if code != 0 {
+		status, message := judgeCode(code)
+		return probeAnswer{status, fmt.Sprintf("status %d", code), message, retryAfter}
+	}
+	for _, local := range []error{ErrOpen, ErrFull, ErrClosed} {
+		if errors.Is(err, local) { // our own refusal says nothing about the other side
+			return probeAnswer{Unknown, "not probed", "the probe was refused on our side: " + local.Error(), retryAfter}
+		}
+	}
+	state, message := probeClass(err)
+	return probeAnswer{Unhealthy, state, message, retryAfter}
+}
+
+// answerIn finds the status of an answer inside an error, and how long the other side asks to wait.
+func answerIn(err error) (code int, retryAfter time.Duration) {
+	var ours *Error
+	if errors.As(err, &ours) {
+		code, retryAfter = ours.StatusCode, ours.RetryAfter
+	}
+	var theirs interface{ HTTPStatus() int }
+	if code == 0 && errors.As(err, &theirs) {
+		code = theirs.HTTPStatus()
+	}
+	return code, retryAfter
+}
+
+func judgeCode(code int) (Status, string) {
+	switch {
+	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+		return Unhealthy, "credentials refused: this will not heal by itself"
+	case code == http.StatusPaymentRequired:
+		return Degraded, "payment required"
+	case code == http.StatusTooManyRequests:
+		return Degraded, "throttled"
+	case code >= http.StatusInternalServerError:
+		return Unhealthy, "the other side answers with an error"
+	}
+	return Unhealthy, "the probe was answered with an error"
+}
+
+// probeClass names the kind of a failure that came without an answer.
+func probeClass(err error) (class, message string) {
+	var (
+		dns  *net.DNSError
+		cert *tls.CertificateVerificationError
+		rec  tls.RecordHeaderError
+		op   *net.OpError
+	)
+	switch {
+	case errors.As(err, &dns):
+		return "dns", "the host name could not be looked up"
+	case errors.As(err, &cert), errors.As(err, &rec):
+		return "tls", "no trusted connection could be made"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused", "the connection was refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "reset", "the connection was cut"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "unreachable", "there is no way to the host"
+	case probeTimedOut(err):
+		return "timeout", "no answer in time"
+	case errors.Is(err, context.Canceled):
+		return "canceled", "the probe was canceled"
+	case errors.As(err, &op):
+		return "network", "the network failed"
+	}
+	return "error", "the probe failed"
+}
+
+func probeTimedOut(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &t) && t.Timeout()
+}

@@ -1,0 +1,469 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func healthOf(t *testing.T, cfg HealthConfig) *Health {
+	t.Helper()
+	h, err := NewHealth(cfg)
+	require.NoError(t, err)
+	return h
+}
+
+func codes(err error) func(context.Context) error {
+	return func(context.Context) error { return err }
+}
+
+// watchOne adds a passive check with one reading.
+func watchOne(h *Health, c CheckResult) {
+	h.watch(c.Name, func(context.Context) []CheckResult { return []CheckResult{c} })
+}
+
+func TestHealthConfigNamesEveryFault(t *testing.T) {
+	_, err := NewHealth(HealthConfig{ProbeEvery: -1, ProbeTimeout: -time.Second, WarnLetters: -2})
+	require.ErrorContains(t, err, "Health.ProbeEvery")
+	require.ErrorContains(t, err, "Health.ProbeTimeout")
+	require.ErrorContains(t, err, "Health.WarnLetters")
+}
+
+func TestH01_AllFineIsHealthyWithAnEntryPerLayer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := healthOf(t, HealthConfig{Probe: func(context.Context) error { time.Sleep(30 * time.Millisecond); return nil }})
+		names := []string{"timeout", "fallback", "keys", "dlq", "retry", "bulkhead", "circuit"}
+		for _, name := range names {
+			watchOne(h, CheckResult{Name: name, Status: Healthy, State: "ok", Value: 3, Unit: "things"})
+		}
+		h.watchers[0].look = func(context.Context) []CheckResult {
+			time.Sleep(time.Millisecond)
+			return []CheckResult{{Status: Healthy, State: "ok", Value: 3, Unit: "things"}}
+		}
+		r := h.Check(t.Context())
+		require.Equal(t, Healthy, r.Status)
+		require.Len(t, r.Checks, 1+len(names))
+		for i, name := range names {
+			c := r.Checks[i+1]
+			require.Equal(t, name, c.Name)
+			require.Equal(t, "ok", c.State)
+			require.EqualValues(t, 3, c.Value)
+			require.Equal(t, r.Time, c.Time)
+		}
+		require.Equal(t, time.Millisecond, r.Checks[1].Duration)
+		api := r.Find("api")
+		require.Equal(t, "ok", api.State)
+		require.EqualValues(t, 30, api.Value)
+		require.Equal(t, 30*time.Millisecond, api.Duration)
+	})
+}
+
+func TestH02_OpenCircuitIsDegraded(t *testing.T) {
+	h := healthOf(t, HealthConfig{Probe: codes(nil)})
+	status, why := circuitStatus("open", false, false)
+	watchOne(h, CheckResult{Name: "circuit", Status: status, State: "open", Message: why, RetryAfter: time.Second})
+	require.Equal(t, Degraded, h.Check(t.Context()).Status)
+
+	// The same when the probe goes through the open circuit: our refusal says nothing about the other side.
+	h.probe.ask = codes(&Error{Layer: "breaker", Err: ErrOpen, RetryAfter: time.Second, verdict: refused})
+	h.probe.run = nil
+	r := h.Check(t.Context())
+	require.Equal(t, Degraded, r.Status)
+	require.Equal(t, Unknown, r.Find("api").Status)
+}
+
+func TestH03_CircuitStates(t *testing.T) {
+	for _, c := range []struct {
+		state               string
+		forced, metricsOnly bool
+		want                Status
+		note                string
+	}{
+		{"closed", false, false, Healthy, ""},
+		{"half-open", false, false, Degraded, "trial"},
+		{"open", false, false, Degraded, "refused"},
+		{"open", true, false, Degraded, "manual"},
+		{"open", true, true, Degraded, "manual"},
+		{"closed", true, false, Unknown, "manual"},
+		{"closed", false, true, Unknown, "metrics only"},
+		{"", false, false, Unknown, "not known"},
+	} {
+		status, why := circuitStatus(c.state, c.forced, c.metricsOnly)
+		require.Equal(t, c.want, status, c)
+		require.Contains(t, why, c.note, c)
+	}
+}
+
+type statusError int
+
+func (e statusError) Error() string   { return "+14155550100 at https://api.example/x?token=secret" }
+func (e statusError) HTTPStatus() int { return int(e) }
+
+type slowError struct{}
+
+func (slowError) Error() string { return "slow" }
+func (slowError) Timeout() bool { return true }
+
+func TestH04_ProbeErrorIsInsideTheReportWithoutItsText(t *testing.T) {
+	wrapped := func(err error) error {
+		return &url.Error{Op: "Get", URL: "https://api.example/v2/+14155550100?token=secret", Err: err}
+	}
+	for _, c := range []struct {
+		err   error
+		want  Status
+		state string
+	}{
+		{errors.New("not connected"), Unhealthy, "error"},
+		{wrapped(syscall.ECONNREFUSED), Unhealthy, "refused"},
+		{wrapped(&net.OpError{Op: "read", Err: syscall.ECONNRESET}), Unhealthy, "reset"},
+		{wrapped(&net.OpError{Op: "dial", Err: errors.New("odd")}), Unhealthy, "network"},
+		{wrapped(&net.DNSError{Name: "secret", IsTimeout: true}), Unhealthy, "dns"},
+		{wrapped(context.DeadlineExceeded), Unhealthy, "timeout"},
+		{wrapped(context.Canceled), Unhealthy, "canceled"},
+		{slowError{}, Unhealthy, "timeout"},
+		{&Error{Err: ErrTimeout, Limit: "request"}, Unhealthy, "timeout"},
+		{&Error{Err: errors.New("x"), StatusCode: 503}, Unhealthy, "status 503"},
+		{wrapped(statusError(401)), Unhealthy, "status 401"},
+		{statusError(403), Unhealthy, "status 403"},
+		{statusError(404), Unhealthy, "status 404"},
+		{statusError(402), Degraded, "status 402"},
+		{statusError(429), Degraded, "status 429"},
+		{fmt.Errorf("probe: %w", &Error{Err: ErrFull}), Unknown, "not probed"},
+		{&Error{Err: ErrClosed}, Unknown, "not probed"},
+		{(*Error)(nil), Unhealthy, "panic"},
+	} {
+		r := healthOf(t, HealthConfig{Probe: codes(c.err)}).Check(t.Context())
+		require.Equal(t, c.want, r.Status, c.state)
+		api := r.Find("api")
+		require.Equal(t, c.state, api.State)
+		require.NotEmpty(t, api.Message)
+		for _, private := range []string{"+1415", "secret", "api.example"} {
+			require.NotContains(t, fmt.Sprintf("%+v", api), private)
+		}
+	}
+}
+
+func TestH05_StaleIsNeverShownAsHealthy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pause time.Duration
+		h := healthOf(t, HealthConfig{Probe: func(context.Context) error { time.Sleep(pause); return nil }})
+		require.Equal(t, Healthy, h.Check(t.Context()).Status)
+		time.Sleep(10 * time.Second)
+		pause = time.Second
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		r := h.Check(gone)
+		require.Equal(t, Unknown, r.Status)
+		require.Equal(t, "stale", r.Find("api").State)
+		require.Equal(t, 10*time.Second, r.Find("api").Age)
+		require.Zero(t, r.FreshFor)
+		require.Equal(t, Healthy, h.Check(t.Context()).Status, "who waits gets the fresh answer")
+	})
+}
+
+func TestHealthOldFailureStandsUntilRefuted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		err := errors.New("down")
+		h := healthOf(t, HealthConfig{Probe: func(context.Context) error { time.Sleep(time.Second); return err }})
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Equal(t, Unknown, h.Check(gone).Status, "the first answer is due")
+		require.Equal(t, Unhealthy, h.Check(t.Context()).Status)
+		time.Sleep(10 * time.Second)
+		require.Equal(t, Unhealthy, h.Check(gone).Status)
+		time.Sleep(time.Second)
+	})
+}
+
+func TestH06_NoProbeOrNoResultIsUnknown(t *testing.T) {
+	h := healthOf(t, HealthConfig{})
+	require.Equal(t, Unknown, h.Check(t.Context()).Status)
+	h.watch("nothing", func(context.Context) []CheckResult { return nil })
+	h.watch("nobody", nil)
+	require.Equal(t, Unknown, h.Check(t.Context()).Status)
+	watchOne(h, CheckResult{Name: "dlq", Status: Healthy})
+	r := h.Check(t.Context())
+	require.Equal(t, Healthy, r.Status, "unknown does not win")
+	for _, name := range []string{"api", "nothing", "nobody"} {
+		require.Equal(t, Unknown, r.Find(name).Status)
+		require.NotEmpty(t, r.Find(name).Message)
+	}
+
+	var none *Health
+	require.Equal(t, Unknown, none.Check(t.Context()).Status)
+	none.note(Event{})
+	none.watch("x", nil)
+	require.Positive(t, none.refresh(t.Context()))
+}
+
+func TestH07_PanicsStayWithTheirComponent(t *testing.T) {
+	for state, probe := range map[string]func(context.Context) error{
+		"panic":  func(context.Context) error { panic("+14155550100") },
+		"exited": func(context.Context) error { runtime.Goexit(); return nil },
+	} {
+		h := healthOf(t, HealthConfig{Probe: probe})
+		h.watch("dlq", func(context.Context) []CheckResult { panic("+14155550100") })
+		watchOne(h, CheckResult{Name: "circuit", Status: Healthy})
+		r := h.Check(t.Context())
+		require.Equal(t, Unhealthy, r.Status)
+		require.Equal(t, state, r.Find("api").State)
+		require.Equal(t, Unhealthy, r.Find("dlq").Status)
+		require.Equal(t, Healthy, r.Find("circuit").Status)
+		require.NotContains(t, fmt.Sprintf("%+v", r), "+1415")
+	}
+}
+
+func TestH08_LettersWarnAboveTheLimit(t *testing.T) {
+	warn := healthOf(t, HealthConfig{}).warnLetters
+	for _, c := range []struct {
+		letters, warn, parked, room int
+		want                        Status
+	}{
+		{0, warn, 0, 10000, Healthy},
+		{100, warn, 0, 10000, Healthy},
+		{101, warn, 0, 10000, Degraded},
+		{100, warn, 100, 10000, Healthy},
+		{5000, -1, 0, 10000, Healthy},
+		{8000, -1, 0, 10000, Degraded},
+		{7999, -1, 0, 10000, Healthy},
+		{5000, -1, 0, -1, Healthy},
+		{40, warn, 0, 50, Degraded},
+	} {
+		status, why := letterStatus(c.letters, c.warn, c.parked, c.room)
+		require.Equal(t, c.want, status, c)
+		require.Equal(t, c.want != Healthy || c.parked > 0, why != "", c)
+	}
+}
+
+func TestH09_ManyReadsOneProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var probes atomic.Int32
+		h := healthOf(t, HealthConfig{Probe: func(context.Context) error {
+			probes.Add(1)
+			time.Sleep(100 * time.Millisecond)
+			return nil
+		}})
+		var wg sync.WaitGroup
+		for i := range 1000 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * time.Millisecond)
+				r := h.Check(t.Context())
+				require.Equal(t, Healthy, r.Status)
+				age := max(0, time.Duration(i-100)*time.Millisecond)
+				require.Equal(t, age, r.Find("api").Age)
+				require.Equal(t, 10*time.Second-age, r.FreshFor)
+			})
+		}
+		wg.Wait()
+		require.EqualValues(t, 1, probes.Load())
+		time.Sleep(10*time.Second - 899*time.Millisecond - time.Nanosecond)
+		h.Check(t.Context())
+		require.EqualValues(t, 1, probes.Load())
+		time.Sleep(time.Nanosecond)
+		h.Check(t.Context())
+		require.EqualValues(t, 2, probes.Load())
+	})
+}
+
+func TestHealthStuckProbeIsBoundedAndNotStartedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var probes atomic.Int32
+		release := make(chan struct{})
+		h := healthOf(t, HealthConfig{Probe: func(context.Context) error { probes.Add(1); <-release; return nil }})
+		started := time.Now()
+		r := h.Check(t.Context())
+		require.Equal(t, 2*time.Second, time.Since(started))
+		require.Equal(t, Unhealthy, r.Status)
+		require.Equal(t, "timeout", r.Find("api").State)
+
+		time.Sleep(time.Minute)
+		asked := time.Now()
+		r = h.Check(t.Context())
+		require.Zero(t, time.Since(asked), "nobody waits for a probe that is stuck")
+		require.Equal(t, Unhealthy, r.Status)
+		require.Equal(t, time.Minute, r.Find("api").Age)
+		require.Contains(t, r.Find("api").Message, "has not returned")
+		require.EqualValues(t, 1, probes.Load())
+
+		close(release)
+		synctest.Wait()
+		require.Equal(t, Healthy, h.Check(t.Context()).Status, "the late answer does not count, a new one does")
+		require.EqualValues(t, 2, probes.Load())
+	})
+}
+
+func TestHealthProbeRunsUnderItsOwnDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := healthOf(t, HealthConfig{ProbeTimeout: time.Second, Probe: func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		hurried, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		started := time.Now()
+		require.Equal(t, Unknown, h.Check(hurried).Status, "the caller's own end says nothing about the other side")
+		require.Equal(t, 300*time.Millisecond, time.Since(started))
+		require.Equal(t, Unhealthy, h.Check(t.Context()).Status)
+		require.Equal(t, time.Second, time.Since(started), "it joined the run that was under way")
+		synctest.Wait()
+	})
+}
+
+func TestH10_WorstWinsAndUnknownDoesNot(t *testing.T) {
+	for _, c := range []struct {
+		in   []Status
+		want Status
+	}{
+		{nil, Unknown},
+		{[]Status{Unknown, Unknown}, Unknown},
+		{[]Status{Unknown, Healthy}, Healthy},
+		{[]Status{Degraded, Healthy, Unknown}, Degraded},
+		{[]Status{Healthy, Unhealthy, Degraded}, Unhealthy},
+		{[]Status{Healthy, 200}, Unhealthy},
+	} {
+		checks := make([]CheckResult, len(c.in))
+		for i, s := range c.in {
+			checks[i].Status = s
+		}
+		require.Equal(t, c.want, newReport(checks).Status, c)
+	}
+}
+
+func TestH10_MakingOneComponentWorseNeverImproves(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		checks := make([]CheckResult, 1+random.IntN(6))
+		for i := range checks {
+			checks[i].Status = Status(random.IntN(4))
+		}
+		before := newReport(checks).Status
+		one := random.IntN(len(checks))
+		checks[one].Status += Status(random.IntN(4 - int(checks[one].Status)))
+		require.GreaterOrEqual(t, newReport(checks).Status, before)
+	}
+}
+
+func TestH13_QueuesShedsAndAbandonedWork(t *testing.T) {
+	for _, c := range []struct {
+		waiting, room int
+		shedding      bool
+		want          Status
+	}{
+		{0, 100, false, Healthy}, {80, 100, false, Healthy}, {81, 100, false, Degraded},
+		{0, 100, true, Degraded}, {5000, -1, false, Healthy}, {0, 0, false, Healthy}, {1, 1, false, Healthy},
+	} {
+		status, why := queueStatus(c.waiting, c.room, c.shedding)
+		require.Equal(t, c.want, status, c)
+		require.Equal(t, c.want == Degraded, why != "", c)
+	}
+	status, why := abandonedStatus(2, 17)
+	require.Equal(t, Healthy, status)
+	require.Contains(t, why, "2")
+	status, _ = abandonedStatus(17, 17)
+	require.Equal(t, Degraded, status)
+	status, why = abandonedStatus(0, 17)
+	require.Equal(t, Healthy, status)
+	require.Empty(t, why)
+}
+
+func TestH13_GrowthIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g healthGrowth
+		require.False(t, g.lately(0))
+		require.True(t, g.lately(3))
+		time.Sleep(time.Minute - 1)
+		require.True(t, g.lately(3))
+		time.Sleep(1)
+		require.False(t, g.lately(3))
+		require.True(t, g.lately(4))
+	})
+}
+
+func TestHealthKeys(t *testing.T) {
+	for _, c := range []struct {
+		inDoubt, disputed int
+		oldest            time.Duration
+		down              bool
+		want              Status
+	}{
+		{0, 0, 0, false, Healthy}, {3, 0, longInDoubt, false, Healthy}, {3, 0, longInDoubt + 1, false, Degraded},
+		{0, 0, time.Hour, false, Healthy}, {0, 1, 0, false, Degraded}, {0, 0, 0, true, Unhealthy}, {0, 1, 0, true, Unhealthy},
+	} {
+		status, _ := keyStatus(c.inDoubt, c.disputed, c.oldest, c.down)
+		require.Equal(t, c.want, status, c)
+	}
+}
+
+func TestH14_TheObviousExpressionWorks(t *testing.T) {
+	h := healthOf(t, HealthConfig{Probe: codes(nil)})
+	watchOne(h, CheckResult{Name: "circuit", Measure: "state", Status: Degraded, State: "open"})
+	watchOne(h, CheckResult{Name: "dlq", Measure: "letters", Status: Degraded, Value: 101, Unit: "letters"})
+	r := h.Check(t.Context())
+	require.True(t, r.Find("circuit").State == "open")
+	require.True(t, r.Find("dlq").Value > 100)
+	require.Equal(t, "degraded", r.Status.String())
+	require.Equal(t, "unknown(9)", Status(9).String())
+	require.Equal(t, CheckResult{}, r.Find("absent"))
+}
+
+func TestHealthChangeIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var changes []string
+		var events []Event
+		var err error
+		h := healthOf(t, HealthConfig{
+			Probe:    func(context.Context) error { time.Sleep(time.Millisecond); return err },
+			OnChange: func(old, new Report) { changes = append(changes, old.Status.String()+">"+new.Status.String()) },
+			OnEvent:  func(e Event) { events = append(events, e) },
+		})
+		look := func() { h.Check(t.Context()); h.Check(t.Context()); time.Sleep(10 * time.Second); synctest.Wait() }
+		look()
+		err = errors.New("down")
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		h.Check(gone) // sees only "unknown", which is the reader's haste and no change
+		look()
+		err = nil
+		look()
+		require.Equal(t, []string{"unknown>healthy", "healthy>unhealthy", "unhealthy>healthy"}, changes)
+		require.Len(t, events, 3)
+		require.Equal(t, Event{
+			Kind: EventHealthChanged, Layer: "health", From: "healthy", To: "unhealthy", Cause: "api", Time: events[1].Time,
+		}, events[1])
+	})
+}
+
+func TestHealthSlowOldReadingDoesNotUndoANewerOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var changes []Status
+		h := healthOf(t, HealthConfig{OnChange: func(_, new Report) { changes = append(changes, new.Status) }})
+		h.publish(2, Report{Status: Degraded})
+		h.publish(1, Report{Status: Healthy})
+		synctest.Wait()
+		require.Equal(t, []Status{Degraded}, changes)
+	})
+}
+
+func TestHealthRefreshKeepsTheAnswerFresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		probes := 0
+		h := healthOf(t, HealthConfig{Probe: func(context.Context) error { probes++; time.Sleep(time.Second); return nil }})
+		for range 5 {
+			time.Sleep(h.refresh(t.Context()))
+		}
+		require.Equal(t, 5, probes)
+		require.Equal(t, 10*time.Second, healthOf(t, HealthConfig{}).refresh(t.Context()), "without a probe too")
+	})
+}

@@ -1,0 +1,106 @@
+package circuit
+
+import (
+	"container/list"
+	"sync"
+)
+
+// Set holds one gate for each key, at most so many. The ones unused for longest go first, those that are closed before
+// the others.
+type Set struct {
+	cfg   *Config
+	limit int // 0: none
+
+	byHand sync.Mutex // held while all gates are forced, so that they end up the same
+
+	mu    sync.Mutex
+	blank *Gate // what a circuit looks like that nobody has used
+	byKey map[string]*list.Element
+	order *list.List // of *Gate, the one used last in front
+}
+
+// NewSet makes an empty set.
+func NewSet(cfg *Config, limit int) *Set {
+	quiet := *cfg
+	quiet.Changed, quiet.Opened = func(Change) {}, func() {}
+	return &Set{
+		cfg: cfg, limit: limit, blank: New(&quiet, ""),
+		byKey: map[string]*list.Element{}, order: list.New(),
+	}
+}
+
+// Get returns the gate for key, made if it is missing.
+func (s *Set) Get(key string) *Gate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.byKey[key]; ok {
+		s.order.MoveToFront(e)
+		return e.Value.(*Gate) //nolint:forcetypeassert // nothing else is put there
+	}
+	if s.limit > 0 && s.order.Len() >= s.limit {
+		s.evict()
+	}
+	g := New(s.cfg, key)
+	g.follow(s.blank)
+	s.byKey[key] = s.order.PushFront(g)
+	return g
+}
+
+// Peek returns the gate for key, or one that looks like it would if it is missing.
+func (s *Set) Peek(key string) *Gate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.byKey[key]; ok {
+		return e.Value.(*Gate) //nolint:forcetypeassert // nothing else is put there
+	}
+	return s.blank
+}
+
+// spared is how many gates in trouble are passed over in the search for one that may be forgotten.
+const spared = 16
+
+// evict forgets the circuit unused for longest. One that is open or held by hand is worth more than a closed one, but
+// the search for a closed one must end.
+func (s *Set) evict() {
+	victim := s.order.Back()
+	for e, n := victim, 0; e != nil && n < spared; e, n = e.Prev(), n+1 {
+		if v := e.Value.(*Gate).View(); v.State == Closed && !v.Forced { //nolint:forcetypeassert // as above
+			victim = e
+			break
+		}
+	}
+	delete(s.byKey, victim.Value.(*Gate).key) //nolint:forcetypeassert // as above
+	s.order.Remove(victim)
+}
+
+// All returns the gates there are.
+func (s *Set) All() []*Gate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*Gate, 0, s.order.Len())
+	for e := s.order.Front(); e != nil; e = e.Next() {
+		all = append(all, e.Value.(*Gate)) //nolint:forcetypeassert // as above
+	}
+	return all
+}
+
+// Census counts the gates, and those among them that are not closed.
+func (s *Set) Census() (all, troubled int) {
+	gates := s.All()
+	for _, g := range gates {
+		if g.State() != Closed {
+			troubled++
+		}
+	}
+	return len(gates), troubled
+}
+
+// Each does something by hand to every gate, those that will be made included.
+func (s *Set) Each(do func(*Gate)) {
+	s.byHand.Lock()
+	defer s.byHand.Unlock()
+	do(s.blank)
+	for _, g := range s.All() {
+		do(g)
+	}
+}

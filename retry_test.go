@@ -1,0 +1,327 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newRe(t testing.TB, cfg RetryConfig) *Retry {
+	t.Helper()
+	r, err := NewRetry(cfg)
+	require.NoError(t, err)
+	return r
+}
+
+// script answers one after the other, the last for ever.
+func script(answers ...func() (*http.Response, error)) (RoundTripFunc, *int) {
+	n := new(int)
+	return func(req *http.Request) (*http.Response, error) {
+		if req.Body != nil {
+			_, _ = io.Copy(io.Discard, req.Body)
+			_ = req.Body.Close()
+		}
+		a := answers[min(*n, len(answers)-1)]
+		*n++
+		return a()
+	}, n
+}
+
+func status(code int, headers ...string) func() (*http.Response, error) {
+	return func() (*http.Response, error) { return reply(code, http.StatusText(code), headers...), nil }
+}
+
+func failing2(err error) func() (*http.Response, error) {
+	return func() (*http.Response, error) { return nil, err }
+}
+
+func TestX05_WhatIsRepeated(t *testing.T) {
+	reset := errors.New("connection reset by peer")
+	for name, c := range map[string]struct {
+		effect Effect
+		first  func() (*http.Response, error)
+		sends  int
+	}{
+		"read reset":            {EffectRead, failing2(reset), 2},
+		"read 503":              {EffectRead, status(503), 2},
+		"read 429":              {EffectRead, status(429), 2},
+		"read 408":              {EffectRead, status(408), 2},
+		"read 409":              {EffectRead, status(409), 1},
+		"read 404":              {EffectRead, status(404), 1},
+		"read 501":              {EffectRead, status(501), 1},
+		"read should-retry":     {EffectRead, status(404, "X-Should-Retry", "true"), 2},
+		"read should-not-retry": {EffectRead, status(503, "X-Should-Retry", "false"), 1},
+		"idempotent reset":      {EffectIdempotent, failing2(reset), 2},
+		"once reset":            {EffectOnce, failing2(reset), 1},
+		"once 503":              {EffectOnce, status(503), 1},
+		"once 408":              {EffectOnce, status(408), 1},
+		"once should-retry":     {EffectOnce, status(500, "X-Should-Retry", "true"), 1},
+		"once 429":              {EffectOnce, status(429), 2},
+		"once not sent":         {EffectOnce, failing2(MarkNotSent(reset)), 2},
+		"own refusal":           {EffectRead, failing2(&Error{Err: ErrOpen, verdict: refused}), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rt, n := script(c.first, status(200))
+				_, _ = dial(WithCall(t.Context(), Call{Effect: c.effect}), t, newRe(t, RetryConfig{}).Wrap(rt), "", dialBody)
+				require.Equal(t, c.sends, *n)
+			})
+		})
+	}
+}
+
+// I18: a 409 "in progress" is retried for idempotent writes.
+func TestI18_ConflictIsRetriedForIdempotentWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt, n := script(status(409), status(200))
+		resp, err := dial(WithCall(t.Context(), Call{Effect: EffectIdempotent}), t, newRe(t, RetryConfig{}).Wrap(rt), "", dialBody)
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		require.Equal(t, 2, *n)
+	})
+}
+
+func TestRetry_TheLastAnswerIsTheCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt, n := script(status(503), status(503), status(502))
+		resp, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		require.NoError(t, err)
+		require.Equal(t, 502, resp.StatusCode)
+		require.Equal(t, http.StatusText(502), bodyText(t, resp))
+		require.Equal(t, 3, *n)
+	})
+}
+
+func TestRetry_TheBodyIsSentAgainWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var bodies []string
+		rt := newRe(t, RetryConfig{}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			b, _ := io.ReadAll(req.Body)
+			bodies = append(bodies, string(b))
+			return reply(503, ""), nil
+		}))
+		_, _ = dial(WithCall(t.Context(), Call{Effect: EffectIdempotent}), t, rt, "", dialBody)
+		require.Equal(t, []string{dialBody, dialBody, dialBody}, bodies)
+	})
+}
+
+func TestRetry_ABodyTooLargeToKeepIsSentOnce(t *testing.T) {
+	l := newTime(t, TimeoutConfig{MaxRequestBytes: 4})
+	rt, n := script(status(503))
+	resp, err := dial(WithCall(t.Context(), Call{Effect: EffectIdempotent}), t, Chain(l.Budget(), newRe(t, RetryConfig{})).Wrap(rt), "", dialBody)
+	require.NoError(t, err)
+	require.Equal(t, 503, resp.StatusCode)
+	require.Equal(t, 1, *n)
+}
+
+func TestRetry_RetryAfterInAllForms(t *testing.T) {
+	for name, c := range map[string]struct {
+		headers []string
+		want    time.Duration
+	}{
+		"seconds":  {[]string{"Retry-After", "7"}, 7 * time.Second},
+		"fraction": {[]string{"Retry-After", "1.5"}, 1500 * time.Millisecond},
+		"ms":       {[]string{"Retry-After-Ms", "250", "Retry-After", "9"}, 250 * time.Millisecond},
+		"capped":   {[]string{"Retry-After", "3600"}, 60 * time.Second},
+		"huge":     {[]string{"Retry-After", "1e300"}, 60 * time.Second},
+		"past":     {[]string{"Retry-After", "Sat, 02 Jan 1999 15:04:05 GMT"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rt, _ := script(status(503, c.headers...), status(200))
+				start := time.Now()
+				_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+				require.NoError(t, err)
+				require.Equal(t, c.want, time.Since(start))
+			})
+		})
+	}
+	t.Run("date", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			at := time.Now().Add(12 * time.Second).UTC().Format(http.TimeFormat)
+			rt, _ := script(status(503, "Retry-After", at), status(200))
+			start := time.Now()
+			_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+			require.NoError(t, err)
+			require.Equal(t, 12*time.Second, time.Since(start))
+		})
+	})
+}
+
+func FuzzParseRetryAfter(f *testing.F) {
+	for _, s := range []string{"1", "-1", "1e400", "NaN", "Mon, 02 Jan 2006 15:04:05 GMT", "", "soon"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, name := range []string{"Retry-After", "Retry-After-Ms"} {
+			if d := parseRetryAfter(http.Header{name: {s}}, time.Now()); d < -1 {
+				t.Errorf("%q: %v", s, d)
+			}
+		}
+	})
+}
+
+func TestRetry_NeverSleepsPastTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt, n := script(status(503, "Retry-After", "5"))
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		start := time.Now()
+		resp, err := fetch(ctx, t, newRe(t, RetryConfig{}).Wrap(rt))
+		require.NoError(t, err)
+		require.Equal(t, 503, resp.StatusCode)
+		require.Zero(t, time.Since(start))
+		require.Equal(t, 1, *n)
+	})
+}
+
+func TestRetry_CallerWhoBacksOffLeavesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt, _ := script(failing2(io.EOF))
+		cause := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		r := newRe(t, RetryConfig{Base: time.Hour, Cap: time.Hour})
+		time.AfterFunc(time.Millisecond, func() { cancel(cause) })
+		_, err := fetch(ctx, t, r.Wrap(rt))
+		require.ErrorIs(t, err, cause)
+		require.False(t, NotSent(err), "the first attempt may have arrived")
+	})
+}
+
+func TestRetry_RefusalAfterAnAttemptThatMayHaveArrivedProvesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt, _ := script(failing2(io.EOF), failing2(&Error{Layer: "breaker", Err: ErrOpen, verdict: refused}))
+		_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		require.ErrorIs(t, err, ErrOpen)
+		require.False(t, NotSent(err))
+		rt, _ = script(failing2(MarkNotSent(io.EOF)), failing2(&Error{Layer: "breaker", Err: ErrOpen, verdict: refused}))
+		_, err = fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		require.ErrorIs(t, err, ErrOpen)
+		require.True(t, NotSent(err))
+	})
+}
+
+func TestRetry_BudgetOfRetriesIsVisible(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{Ratio: 0.1, RatioPerSecond: -1, Base: time.Nanosecond})
+		rt, n := script(failing2(io.EOF))
+		var last error
+		for range 100 {
+			_, last = fetch(t.Context(), t, r.Wrap(rt))
+		}
+		require.ErrorIs(t, last, ErrRetryBudget)
+		require.ErrorIs(t, last, io.EOF)
+		require.LessOrEqual(t, *n, 100+11)
+		require.Positive(t, r.Stats().RefusedByBudget)
+	})
+}
+
+func TestRetry_ThrottledOperationSlowsAllCallersDownTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{Max: 5})
+		start := time.Now()
+		var mu sync.Mutex
+		var starts []time.Duration
+		rt := r.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			at := time.Since(start)
+			starts = append(starts, at)
+			if at < 2*time.Second {
+				return reply(429, "", "Retry-After", "2"), nil
+			}
+			return reply(200, ""), nil
+		}))
+		_, err := fetch(WithCall(t.Context(), Call{Operation: "list"}), t, r.Wrap(rt))
+		require.NoError(t, err)
+		require.Equal(t, 2*time.Second, time.Since(start))
+		start = time.Now().Add(-3 * time.Second) // well again, but the gate opens gradually
+		var wg sync.WaitGroup
+		starts = nil
+		for range 5 {
+			wg.Go(func() { _, _ = fetch(WithCall(t.Context(), Call{Operation: "list"}), t, rt) })
+		}
+		wg.Wait()
+		require.Len(t, starts, 5)
+		for i := 1; i < 5; i++ {
+			require.GreaterOrEqual(t, starts[i], starts[i-1])
+		}
+		require.Positive(t, starts[4]-starts[0], "they start one after the other")
+		for range 10 {
+			_, _ = fetch(WithCall(t.Context(), Call{Operation: "list"}), t, rt)
+		}
+		require.Zero(t, r.Stats().Gates, "the gate is gone when all is well")
+		before := time.Now()
+		_, err = fetch(WithCall(t.Context(), Call{Operation: "other"}), t, rt)
+		require.NoError(t, err)
+		require.Zero(t, time.Since(before), "other operations are not slowed down")
+	})
+}
+
+func TestRetry_GateThatOpensTooLateRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{Max: -1})
+		rt, _ := script(status(429, "Retry-After", "30"), status(200))
+		_, err := fetch(t.Context(), t, r.Wrap(rt))
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = fetch(ctx, t, r.Wrap(rt))
+		require.ErrorIs(t, err, ErrThrottled)
+		require.True(t, NotSent(err))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, 30*time.Second, e.RetryAfter)
+	})
+}
+
+func TestRetry_ConfigNamesEveryFault(t *testing.T) {
+	_, err := NewRetry(RetryConfig{Max: -2, Base: -1, Cap: -1, MaxRetryAfter: -5, Ratio: 2, RatioPerSecond: -3})
+	for _, field := range []string{"Max", "Base", "Cap", "MaxRetryAfter", "Ratio", "RatioPerSecond"} {
+		require.ErrorContains(t, err, "Retry."+field)
+	}
+}
+
+func TestRetry_ClosingSendsThoseWhoBackOffHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		closing := make(chan struct{})
+		r := newRe(t, RetryConfig{Base: time.Hour, Cap: time.Hour})
+		r.closing = closing
+		rt, _ := script(failing2(MarkNotSent(io.EOF)))
+		time.AfterFunc(time.Millisecond, func() { close(closing) })
+		_, err := dial(t.Context(), t, r.Wrap(rt), "", dialBody)
+		require.ErrorIs(t, err, ErrClosed)
+		require.True(t, NotSent(err))
+	})
+}
+
+func TestI17_OneKeyForAllAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &finder{}})
+		var markers []string
+		rt := Chain(i.Claim(), newRe(t, RetryConfig{}), i.Intent()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			markers = append(markers, req.Header.Get("X-Marker"))
+			if len(markers) < 3 {
+				return nil, MarkNotSent(io.EOF)
+			}
+			return reply(201, "{}"), nil
+		}))
+		_, err := dial(t.Context(), t, rt, "", dialBody)
+		require.NoError(t, err)
+		require.Len(t, markers, 3)
+		require.Equal(t, markers[0], markers[2])
+		require.NotEmpty(t, strings.Trim(markers[0], "/"))
+		first := markers[0]
+		_, err = dial(t.Context(), t, rt, "", dialBody)
+		require.NoError(t, err)
+		require.NotEqual(t, first, markers[3], "a new call has a new key")
+	})
+}

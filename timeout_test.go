@@ -1,0 +1,388 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newTime(t testing.TB, cfg TimeoutConfig) *Timeout {
+	t.Helper()
+	l, err := NewTimeout(cfg)
+	require.NoError(t, err)
+	return l
+}
+
+func fetch(ctx context.Context, t testing.TB, rt http.RoundTripper) (*http.Response, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://api.test/get-agent/a", nil)
+	require.NoError(t, err)
+	return rt.RoundTrip(req)
+}
+
+// slow answers after d, and honours its context.
+func slow(d time.Duration) RoundTripFunc {
+	return func(req *http.Request) (*http.Response, error) {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			return reply(200, "late but there"), nil
+		case <-req.Context().Done():
+			return nil, context.Cause(req.Context())
+		}
+	}
+}
+
+// deaf answers after d whatever its context says.
+func deaf(d time.Duration) RoundTripFunc {
+	return func(*http.Request) (*http.Response, error) {
+		time.Sleep(d)
+		return reply(200, "deaf"), nil
+	}
+}
+
+func TestT01_FinishesEarlyAndLeavesNoTimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newTime(t, TimeoutConfig{}).Wrap(slow(0))
+		start := time.Now()
+		for range 100 {
+			resp, err := fetch(t.Context(), t, rt)
+			require.NoError(t, err)
+			require.Equal(t, "late but there", bodyText(t, resp))
+		}
+		require.Zero(t, time.Since(start))
+	})
+}
+
+func TestT02_TimeoutNamesItsLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Request: 2 * time.Second})
+		start := time.Now()
+		_, err := fetch(t.Context(), t, l.Wrap(slow(4*time.Second)))
+		require.Equal(t, 2*time.Second, time.Since(start))
+		require.ErrorIs(t, err, ErrTimeout)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "request", e.Limit)
+		require.True(t, e.Timeout())
+		require.False(t, NotSent(err))
+		require.EqualValues(t, 1, l.Stats().Request)
+	})
+}
+
+func TestT02_WorkSeesTheCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var cause error
+		rt := newTime(t, TimeoutConfig{Request: time.Second}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			cause = context.Cause(req.Context())
+			require.ErrorIs(t, req.Context().Err(), context.DeadlineExceeded)
+			return nil, cause
+		}))
+		_, err := fetch(t.Context(), t, rt)
+		require.ErrorIs(t, err, ErrTimeout)
+		require.ErrorIs(t, cause, ErrTimeout)
+		require.ErrorContains(t, cause, "request")
+	})
+}
+
+func TestT03_CallerCancelsWithTheirOwnCauseAndNoTimeoutIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var events []Event
+		l := newTime(t, TimeoutConfig{OnEvent: func(e Event) { events = append(events, e) }})
+		cause := errors.New("not needed any more")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() { time.Sleep(time.Second); cancel(cause) }()
+		_, err := fetch(ctx, t, l.Wrap(slow(time.Minute)))
+		require.ErrorIs(t, err, cause)
+		require.ErrorIs(t, err, context.Canceled)
+		require.NotErrorIs(t, err, ErrTimeout)
+		synctest.Wait()
+		require.Empty(t, events)
+		require.Equal(t, TimeoutStats{}, l.Stats())
+	})
+}
+
+func TestT04_CallersEarlierDeadlineIsTheirs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := fetch(ctx, t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Minute)))
+		require.Equal(t, time.Second, time.Since(start))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NotErrorIs(t, err, ErrTimeout)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "caller", e.Limit)
+	})
+}
+
+func TestT05_MinusOneIsNoLimitAndZeroTheDefault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newTime(t, TimeoutConfig{Request: -1}).Wrap(slow(1000 * time.Hour))
+		_, err := fetch(t.Context(), t, rt)
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = fetch(t.Context(), t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Hour)))
+		require.ErrorIs(t, err, ErrTimeout)
+		require.Equal(t, 30*time.Second, time.Since(start))
+	})
+}
+
+func TestTimeout_TheFourLimitsOfThePage(t *testing.T) {
+	l := newTime(t, TimeoutConfig{})
+	for class, want := range map[Class]time.Duration{
+		ClassRequest: 30 * time.Second, ClassUpload: 120 * time.Second, ClassLongPoll: 300 * time.Second,
+	} {
+		limit, _ := l.LimitOf(Call{Class: class})
+		require.Equal(t, want, limit)
+		require.Equal(t, 2*want, l.BudgetOf(Call{Class: class}))
+	}
+	require.Equal(t, 5*time.Second, l.cfg.Connect)
+}
+
+func TestT06_WorkThatIgnoresItsContextIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Request: time.Second})
+		start := time.Now()
+		_, err := fetch(t.Context(), t, l.Wrap(deaf(time.Minute)))
+		require.ErrorIs(t, err, ErrTimeout)
+		require.Equal(t, time.Second+grace, time.Since(start))
+		require.Equal(t, 1, l.Stats().Lingering)
+		time.Sleep(2 * time.Minute)
+		require.Zero(t, l.Stats().Lingering)
+		require.EqualValues(t, 1, l.Stats().Late)
+	})
+}
+
+func TestT07_LatePanicCrashesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var late []Event
+		l := newTime(t, TimeoutConfig{Request: time.Second, OnEvent: func(e Event) {
+			if e.Kind == EventAttemptLate {
+				late = append(late, e)
+			}
+		}})
+		_, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Minute)
+			panic("late")
+		})))
+		require.ErrorIs(t, err, ErrTimeout)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		require.Len(t, late, 1)
+		require.Equal(t, "panic", late[0].Cause)
+	})
+}
+
+func TestT07_LateAnswerSettlesTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		l := newTime(t, TimeoutConfig{Request: time.Second})
+		rt := Chain(i.Claim(), i.Intent(), l.Attempt()).Wrap(deaf(time.Minute))
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.ErrorIs(t, err, ErrTimeout)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"))
+	})
+}
+
+func TestT08_BudgetEndsALongerAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{})
+		ctx := WithCall(t.Context(), Call{Limit: 1200 * time.Millisecond, Budget: 300 * time.Millisecond})
+		start := time.Now()
+		_, err := fetch(ctx, t, l.Wrap(slow(time.Minute)))
+		require.Equal(t, 300*time.Millisecond, time.Since(start))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "budget", e.Limit)
+		require.ErrorIs(t, err, ErrTimeout)
+	})
+}
+
+func TestT08_AttemptLimitLongerThanTheBudgetIsAConfigError(t *testing.T) {
+	_, err := NewTimeout(TimeoutConfig{Total: time.Second, Request: 2 * time.Second, Upload: -1, Connect: -2})
+	require.ErrorContains(t, err, "Timeout.Request")
+	require.ErrorContains(t, err, "Timeout.Upload")
+	require.ErrorContains(t, err, "Timeout.Connect")
+	l := newTime(t, TimeoutConfig{Total: time.Second})
+	limit, _ := l.LimitOf(Call{})
+	require.Equal(t, time.Second, limit, "a default is cut to the budget")
+}
+
+func TestT09_NoBackoffPastTheBudgetAndAttemptsGetTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Total: 30 * time.Second, Request: 10 * time.Second})
+		r, err := NewRetry(RetryConfig{Max: 9, Base: time.Millisecond})
+		require.NoError(t, err)
+		var deadlines []time.Duration
+		start := time.Now()
+		_, err = fetch(t.Context(), t, Chain(l.Budget(), r, l.Attempt()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			d, ok := req.Context().Deadline()
+			require.True(t, ok)
+			deadlines = append(deadlines, time.Until(d))
+			<-req.Context().Done()
+			return nil, req.Context().Err()
+		})))
+		require.ErrorIs(t, err, ErrTimeout)
+		require.LessOrEqual(t, time.Since(start), 30*time.Second)
+		require.Equal(t, 10*time.Second, deadlines[0])
+		require.Len(t, deadlines, 3)
+		require.Less(t, deadlines[2], 10*time.Second)
+	})
+}
+
+func TestT09_AFlightGetsItsOwnFullLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{})
+		i := newIdem(t, IdempotencyConfig{})
+		rt := Chain(l.Budget(), i.Claim(), i.Intent(), l.Attempt()).Wrap(slow(100 * time.Second))
+		ctx := WithCall(t.Context(), Call{Limit: 120 * time.Second, Budget: 60 * time.Second})
+		start := time.Now()
+		_, err := dial(ctx, t, rt, "k", dialBody)
+		require.Equal(t, time.Minute, time.Since(start))
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.ErrorIs(t, err, ErrTimeout)
+		time.Sleep(time.Minute)
+		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"))
+	})
+}
+
+// traced fires the hooks that net/http's transport fires.
+func traced(connect, answer time.Duration) RoundTripFunc {
+	return func(req *http.Request) (*http.Response, error) {
+		trace := httptrace.ContextClientTrace(req.Context())
+		trace.GetConn("api.test:443")
+		trace.ConnectStart("tcp", "192.0.2.1:443")
+		if _, err := slow(connect)(req); err != nil {
+			return nil, err
+		}
+		conn, _ := net.Pipe()
+		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
+		return slow(answer)(req)
+	}
+}
+
+func TestT11_ConnectLimitCoversConnectingOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Connect: 50 * time.Millisecond})
+		_, err := fetch(t.Context(), t, l.Wrap(traced(0, 60*time.Millisecond)))
+		require.NoError(t, err)
+		start := time.Now()
+		_, err = dial(t.Context(), t, l.Wrap(traced(time.Minute, 0)), "", dialBody)
+		require.Equal(t, 50*time.Millisecond, time.Since(start))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "connect", e.Limit)
+		require.True(t, NotSent(err), "no connection was had")
+		require.EqualValues(t, 1, l.Stats().Connect)
+	})
+}
+
+func TestT13_OneTimeoutCancelsNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newTime(t, TimeoutConfig{Request: time.Second}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			return slow(map[bool]time.Duration{true: time.Minute, false: 1500 * time.Millisecond}[req.Header.Get("Slow") != ""])(req)
+		}))
+		done := make(chan error, 1)
+		go func() {
+			time.Sleep(600 * time.Millisecond)
+			_, err := fetch(WithCall(context.Background(), Call{Limit: 2 * time.Second}), t, rt)
+			done <- err
+		}()
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/", nil)
+		req.Header.Set("Slow", "1")
+		_, err := rt.RoundTrip(req)
+		require.ErrorIs(t, err, ErrTimeout)
+		require.NoError(t, <-done)
+	})
+}
+
+func TestT15_AbsurdDurationsWork(t *testing.T) {
+	l := newTime(t, TimeoutConfig{Request: maxDuration, LongPoll: maxDuration - 1})
+	_, err := fetch(t.Context(), t, l.Wrap(slow(0)))
+	require.NoError(t, err)
+}
+
+func TestTimeout_ABodyIsReadWithinTheLimitAndWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Request: time.Second, MaxResponseBytes: 8})
+		hang := func(req *http.Request) (*http.Response, error) {
+			pr, pw := io.Pipe()
+			context.AfterFunc(req.Context(), func() { _ = pw.CloseWithError(req.Context().Err()) })
+			go func() { _, _ = pw.Write([]byte("half")) }()
+			return &http.Response{StatusCode: 200, Body: pr, Header: http.Header{}}, nil
+		}
+		_, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(hang)))
+		require.ErrorIs(t, err, ErrTimeout)
+		_, err = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "123456789"), nil })))
+		require.ErrorIs(t, err, ErrTooLarge)
+		resp, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "12345678"), nil })))
+		require.NoError(t, err)
+		require.Equal(t, "12345678", bodyText(t, resp))
+	})
+}
+
+func TestTimeout_AStreamIsNotCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Request: time.Second, Total: time.Second})
+		stream := func(req *http.Request) (*http.Response, error) {
+			pr, pw := io.Pipe()
+			go func() {
+				for range 5 {
+					time.Sleep(time.Second)
+					if req.Context().Err() != nil {
+						_ = pw.CloseWithError(req.Context().Err())
+						return
+					}
+					_, _ = io.WriteString(pw, "data: x\n\n")
+				}
+				_ = pw.Close()
+			}()
+			return &http.Response{StatusCode: 200, Body: pr, Header: http.Header{"Content-Type": {"text/event-stream; charset=utf-8"}}}, nil
+		}
+		resp, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(stream)))
+		require.NoError(t, err)
+		require.Equal(t, 5, strings.Count(bodyText(t, resp), "data"))
+		require.NoError(t, resp.Body.Close())
+	})
+}
+
+func TestTimeout_PanicReachesTheCaller(t *testing.T) {
+	l := newTime(t, TimeoutConfig{})
+	require.PanicsWithValue(t, "boom", func() {
+		_, _ = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { panic("boom") })))
+	})
+}
+
+func TestTimeout_HTTPClientTimeoutKeepsTheVerdict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		l := newTime(t, TimeoutConfig{})
+		c := &http.Client{Timeout: 10 * time.Second, Transport: Chain(l.Budget(), i.Claim(), i.Intent(), l.Attempt()).Wrap(slow(time.Minute))}
+		req, _ := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://api.test/x", strings.NewReader(dialBody))
+		start := time.Now()
+		_, err := c.Do(req) //nolint:bodyclose // there is none
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.True(t, InDoubt(err))
+		require.Equal(t, 10*time.Second-50*time.Millisecond, time.Since(start))
+		time.Sleep(time.Hour)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"), "its own limit of 30 s has passed")
+	})
+}

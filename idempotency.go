@@ -341,7 +341,7 @@ func (i *Idempotency) claimRequest(f *flight) claimRequest {
 		lease += i.attemptLimit(f.trip.call)
 	}
 	c := i.identity()
-	c.fingerprint, c.operation = f.print, f.trip.call.Operation
+	c.fingerprint, c.operation, c.resource = f.print, f.trip.call.Operation, f.trip.call.Resource
 	c.lease, c.pinned = i.store.Now().Add(lease), f.named && i.isPinned()(f.id)
 	return c
 }

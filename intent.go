@@ -232,7 +232,7 @@ func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerRecei
 	}
 	switch {
 	case err == nil:
-		i.announce(f.key, rec)
+		i.announce(rec)
 	case !errors.Is(err, errConflict):
 		i.counts.storeErrors.Add(1)
 		i.events.emit(Event{Kind: EventStoreFailed, Operation: f.trip.call.Operation, KeyHash: keyHash(f.id)})

@@ -36,6 +36,7 @@ type Record struct {
 	Version     uint64
 	State       KeyState
 	Operation   string
+	Resource    string // what the call changes, see Call
 	Fingerprint string // hash of the request that the key belongs to
 	Owner       string // the process that claimed it
 	Token       string // proves who may go on; a new one for each claim
@@ -107,6 +108,7 @@ func (k keyEventKind) String() string {
 type claimRequest struct {
 	fingerprint string
 	operation   string
+	resource    string
 	owner       string
 	lease       time.Time
 	exclusive   bool // one process at a time uses the store: another owner cannot be alive
@@ -223,7 +225,7 @@ func claimKey(r Record, e keyEvent) (Record, error) {
 	}
 	next := Record{
 		ID: r.ID, Version: r.Version, Epoch: r.Epoch + 1, State: KeyClaimed, Token: e.token,
-		Operation: e.claim.operation, Fingerprint: e.claim.fingerprint, Owner: e.claim.owner,
+		Operation: e.claim.operation, Resource: e.claim.resource, Fingerprint: e.claim.fingerprint, Owner: e.claim.owner,
 		Lease: e.claim.lease, Claimed: e.now,
 	}
 	return next, nil

@@ -113,9 +113,9 @@ func (i *Idempotency) changed(from, to Record) {
 }
 
 // announce tells whoever keeps something for the key that its outcome is known now.
-func (i *Idempotency) announce(id string, rec Record) {
+func (i *Idempotency) announce(rec Record) {
 	if i.onSettle != nil && (rec.finished() || rec.State == KeyDisputed) {
-		i.onSettle(id, rec)
+		i.onSettle(rec.ID, rec)
 	}
 }
 
@@ -206,7 +206,7 @@ func (i *Idempotency) Resolve(ctx context.Context, key string, v Resolution) err
 	case err != nil:
 		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
 	}
-	i.settled(key, rec)
+	i.settled(rec)
 	return nil
 }
 
@@ -226,22 +226,19 @@ func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	case err != nil:
 		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
 	}
-	i.settled("", rec)
+	i.settled(rec)
 	return nil
 }
 
 // settled hands an outcome that came from elsewhere to those who wait for the call's own answer.
-func (i *Idempotency) settled(key string, rec Record) {
+func (i *Idempotency) settled(rec Record) {
 	i.mu.Lock()
 	f := i.flights[rec.ID]
 	i.mu.Unlock()
-	if f != nil {
-		key = f.key
-		if rec.State == KeyConfirmed {
-			f.publish(result{resp: replay(rec)})
-		}
+	if f != nil && rec.State == KeyConfirmed {
+		f.publish(result{resp: replay(rec)})
 	}
-	i.announce(or(key, rec.ID), rec)
+	i.announce(rec)
 }
 
 // Forget removes the record of a finished key before its time, so that the key can be used anew. A key that is not
@@ -372,7 +369,7 @@ func (i *Idempotency) rewrite(ctx context.Context, id string) {
 		next.Version = version
 		i.unwritten.drop(id)
 		i.changed(rec, next)
-		i.announce(id, next)
+		i.announce(next)
 	}
 }
 
@@ -410,7 +407,7 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 		next, err := i.apply(ctx, rec.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
 		i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Count: len(ev.Calls)})
 		if err == nil {
-			i.settled("", next)
+			i.settled(next)
 		}
 		return next
 	}

@@ -256,7 +256,7 @@ func intendKey(r Record, e keyEvent) (Record, error) {
 	if r.State != KeyClaimed || !r.holds(e) { // T4: the loser must not send
 		return r, errConflict
 	}
-	r.State, r.Sent, r.Lease = KeySending, e.now, e.deadline
+	r.State, r.Sent, r.Lease = KeySending, e.now, e.deadline // of the first send that is not disproven
 	r.Sends++
 	r.Doubts++
 	return r, nil
@@ -266,7 +266,7 @@ func resendKey(r Record, e keyEvent) (Record, error) {
 	if r.State != KeyInDoubt || e.token == "" {
 		return r, errConflict
 	}
-	r.State, r.Lease, r.Token = KeySending, e.deadline, e.token
+	r.State, r.Lease, r.Token, r.Owner = KeySending, e.deadline, e.token, e.claim.owner
 	r.Epoch++
 	r.Sends++
 	r.Doubts++

@@ -384,8 +384,12 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
 			_, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
 		}
 	case KeyInDoubt:
-		if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+		if i.absentIn(rec) == time.Nanosecond {
+			i.assumeAbsent(ctx, rec)
 			return 0
+		}
+		if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+			return i.absentIn(rec)
 		}
 		if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
 			return due
@@ -394,6 +398,26 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
 		return max(0, after.NextLookup.Sub(i.store.Now()))
 	}
 	return 0
+}
+
+// absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.
+func (i *Idempotency) absentIn(rec Record) time.Duration {
+	if i.cfg.AssumeAbsentAfter == 0 || (i.cfg.Reconcile != nil && rec.Lookups < minLookups) {
+		return 0
+	}
+	// The attempt itself must be over, too.
+	from := rec.Sent
+	if rec.Lease.After(from) {
+		from = rec.Lease
+	}
+	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
+}
+
+func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) {
+	if next, err := i.advance(ctx, rec, keyEvent{kind: eventAbsent, keep: i.cfg.TTL}); err == nil {
+		i.counts.assumed.Add(1)
+		i.settled(next)
+	}
 }
 
 // find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
@@ -527,6 +551,9 @@ type IdempotencyStats struct {
 	Unwritten   int
 	// Lookups, Found, LookupErrors count what the reconciler did.
 	Lookups, Found, LookupErrors uint64
+	// Resent counts sends under a key that the API is trusted to honour, Assumed the keys in doubt that were taken as not
+	// applied: both are the user's choice, see IdempotencyConfig.
+	Resent, Assumed uint64
 	// Flights are the effect-once calls under way now.
 	Flights  int
 	Delivery DeliveryStats
@@ -542,6 +569,7 @@ func (i *Idempotency) Stats() IdempotencyStats {
 		Executed: c.executed.Load(), Replayed: c.replayed.Load(), Joined: c.joined.Load(), InFlight: c.inFlight.Load(),
 		Reused: c.reused.Load(), GivenBack: c.refused.Load(), InDoubt: c.inDoubt.Load(), Disputed: c.disputed.Load(),
 		StoreErrors: c.storeErrors.Load(), Unwritten: len(i.unwritten.ids()), Lookups: c.lookups.Load(),
+		Resent: c.resent.Load(), Assumed: c.assumed.Load(),
 		Found: c.found.Load(), LookupErrors: c.lookupErrors.Load(), Flights: int(c.flights.Load()),
 		Delivery: i.events.stats(),
 	}

@@ -268,7 +268,11 @@ func (s *Stack) wireKeys() {
 	s.DLQ.box.keyID = s.Idempotency.ID
 	s.Idempotency.pinned = s.DLQ.holds
 	s.DLQ.reconcile = func(ctx context.Context, key string) keyVerdict {
-		return verdictOf(s.Idempotency.standing(ctx, key))
+		rec := s.Idempotency.standing(ctx, key)
+		if s.Idempotency.mayResend(rec) {
+			return keyNotApplied // by the user's choice it may be sent again
+		}
+		return verdictOf(rec)
 	}
 }
 

@@ -133,7 +133,7 @@ func foundIn(call *Call) (resilience.Found, bool) {
 	case !ok:
 		return resilience.Found{}, false
 	case !batch:
-		body, err := json.Marshal(asCreated(call))
+		body, err := json.Marshal(asCreated(call)) //nolint:gosec // the access token is not copied
 		return resilience.Found{ID: call.CallID, Body: body}, err == nil && call.CallID != ""
 	}
 	var of struct {
@@ -189,8 +189,8 @@ func findCalls(marker string, list func(ListCallsParams) (*Page[Call], error)) (
 	return found, nil
 }
 
-// evidenceOf is what a call from a webhook, or one that was read, proves about the key that made it.
-func evidenceOf(call *Call, source string) (resilience.Evidence, bool) {
+// evidenceOf is what a call from a webhook proves about the key that made it.
+func evidenceOf(call *Call) (resilience.Evidence, bool) {
 	if call == nil {
 		return resilience.Evidence{}, false
 	}
@@ -199,5 +199,5 @@ func evidenceOf(call *Call, source string) (resilience.Evidence, bool) {
 		return resilience.Evidence{}, false
 	}
 	found, ok := foundIn(call)
-	return resilience.Evidence{ID: id, Calls: []resilience.Found{found}, Source: source}, ok
+	return resilience.Evidence{ID: id, Calls: []resilience.Found{found}, Source: "webhook"}, ok
 }

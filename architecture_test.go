@@ -281,7 +281,7 @@ func embedded(v *ast.ValueSpec) bool {
 // makers are functions whose result nobody changes.
 var makers = []string{
 	"errors.New", "errors.Join", "fmt.Errorf", "regexp.MustCompile", "strings.NewReplacer", "template.Must",
-	"netip.MustParsePrefix", "netip.MustParseAddr", "WithPadding",
+	"netip.MustParsePrefix", "netip.MustParseAddr", "WithPadding", "sync.OnceValue", "sync.OnceValues",
 }
 
 // constant reports, as well as can be told without types, whether nothing but an assignment could change a variable.
@@ -302,16 +302,25 @@ func constantExpr(e ast.Expr) bool {
 	case *ast.UnaryExpr:
 		return constantExpr(e.X)
 	case *ast.CallExpr:
-		name := nameOf(e.Fun)
-		if name == "new" {
-			return len(e.Args) == 1 && !strings.HasPrefix(nameOf(e.Args[0]), "sync.") && !strings.HasPrefix(nameOf(e.Args[0]), "atomic.")
-		}
-		_, method, _ := strings.Cut(name, ".")
-		_, last, _ := strings.Cut(method, ".")
-		return slices.Contains(makers, name) || slices.Contains(makers, method) || slices.Contains(makers, last)
+		return constantCall(e)
 	default:
 		return false
 	}
+}
+
+// constantCall knows makers, conversions of literals, and tables that are built from what the package declares.
+func constantCall(call *ast.CallExpr) bool {
+	switch call.Fun.(type) {
+	case *ast.FuncLit, *ast.Ident:
+		if len(call.Args) == 0 {
+			return true
+		}
+	}
+	name := nameOf(call.Fun)
+	if slices.ContainsFunc(makers, func(m string) bool { return name == m || strings.HasSuffix(name, "."+m) }) {
+		return true
+	}
+	return len(call.Args) == 1 && slices.ContainsFunc(call.Args, func(e ast.Expr) bool { _, ok := e.(*ast.BasicLit); return ok })
 }
 
 // nameOf returns a.b.c for a selector, a for a name, nothing for anything else.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/answers"
+	"github.com/retell-resilience/resilience/internal/canonical"
 )
 
 // FallbackConfig configures a [Fallback]. The zero value is the documented default. A default gives way to a value that
@@ -26,8 +27,8 @@ type FallbackConfig struct {
 	// not kept. 0: 64 MiB; -1: no bound.
 	MaxBytes int64
 	// Vary names request headers that change the answer, besides the credentials (Authorization, Cookie,
-	// Proxy-Authorization, X-Api-Key) and Accept, Accept-Encoding, Accept-Language, Origin and Range. An answer whose own
-	// Vary names any other header is not kept.
+	// Proxy-Authorization, X-Api-Key) and Accept, Accept-Encoding, Accept-Language, Content-Type, Origin and Range. An
+	// answer whose own Vary names any other header is not kept.
 	Vary []string
 	// Cacheable says of which reads answers are kept. It must be quick; one that panics says no. nil: of all.
 	Cacheable func(Call) bool
@@ -87,7 +88,7 @@ func (c FallbackConfig) ages(wrong *faults) (fresh, stale, maxAge time.Duration)
 // shapes an answer.
 var keyedHeaders = [...]string{
 	"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key",
-	"Accept", "Accept-Encoding", "Accept-Language", "Origin", "Range",
+	"Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Origin", "Range",
 }
 
 func (c FallbackConfig) headers(wrong *faults) []string {
@@ -111,7 +112,8 @@ func (c FallbackConfig) headers(wrong *faults) []string {
 //     or 403 also ends the time of the good answer before it.
 //   - Nobody is served what was given to other credentials. They are compared as they are in the request, so a Fallback above a
 //     transport that adds credentials must serve one tenant.
-//   - What is served says so: see [Served]. It is never kept again and does not get younger.
+//   - What is served says so: see [Served]. It is never kept again and does not get younger. (A chain should have one Fallback:
+//     a second one above takes the mark of the first for forged.)
 //   - A write that succeeded, or may have, invalidates its [Call.Resource].
 //   - Kept are complete answers with status 200, unless they or their request say Cache-Control: no-store.
 //
@@ -175,23 +177,23 @@ func (f *Fallback) Invalidate(resource string) {
 
 // FallbackStats counts what a [Fallback] did, and says what it keeps.
 type FallbackStats struct {
-	Entries         int           // answers kept
-	Bytes           int64         // their memory
-	Fresh           uint64        // served, by age
-	Stale           uint64        //
-	VeryStale       uint64        //
-	Misses          uint64        // failures for which no answer was kept
-	Stored          uint64        //
-	Coalesced       uint64        // reads that shared the call of another
-	Evicted         uint64        // to make room
-	Expired         uint64        //
-	Invalidated     uint64        // dropped or not kept because of a write, or of a newer answer such as 404
-	Refreshes       uint64        // begun
-	RefreshFailures uint64        //
-	Refreshing      int           // under way
-	FuncCalls       uint64        //
-	FuncFailures    uint64        //
-	Delivery        DeliveryStats // of OnEvent
+	Entries int   // answers kept now
+	Bytes   int64 // their memory, about
+
+	Fresh, Stale, VeryStale uint64 // answers served, by age
+	Misses                  uint64 // failures for which no answer was kept
+	Coalesced               uint64 // reads that shared the call of another
+
+	Stored      uint64
+	Evicted     uint64 // to make room
+	Expired     uint64
+	Invalidated uint64 // dropped or not kept because of a write, or of a newer answer such as 404
+
+	Refreshes, RefreshFailures uint64
+	Refreshing                 int // under way now
+	FuncCalls, FuncFailures    uint64
+
+	Delivery DeliveryStats // of OnEvent
 }
 
 // Stats returns the counts so far. It changes nothing.
@@ -280,8 +282,7 @@ func (f *Fallback) write(t *trip, req *http.Request, next leg) (resp *http.Respo
 			f.store.Invalidate(t.call.Resource)
 		}
 	}()
-	resp, err = next.travel(t, req)
-	unmark(resp)
+	resp, err = fromBelow(t, req, next)
 	changed = mayHaveChanged(resp, err)
 	if tl := tailOf(resp, err); tl != nil && changed && t.call.Resource != "" {
 		tl.after(func() { f.store.Invalidate(t.call.Resource) }) // it may change things until it really ends
@@ -293,35 +294,33 @@ func mayHaveChanged(resp *http.Response, err error) bool {
 	if err != nil {
 		return !NotSent(err)
 	}
-	switch resp.StatusCode {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
-		return true
-	}
-	return resp.StatusCode < 400 || resp.StatusCode >= 500
+	return !isRefusalStatus(resp.StatusCode)
 }
 
-func unmark(resp *http.Response) {
-	if resp == nil {
-		return
+// fromBelow asks below, and takes off what looks like a mark of ours. It looks before it writes: a fake transport may hand
+// the same header to many.
+func fromBelow(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	resp, err := next.travel(t, req)
+	if err != nil {
+		return nil, err
 	}
 	if _, forged := resp.Header[markHeader]; forged {
 		delete(resp.Header, markHeader)
 	}
+	return resp, nil
 }
 
 // read answers a read: without asking where that was chosen, else by asking, alone or together with others.
 func (f *Fallback) read(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	if t.fresh {
+		return fromBelow(t, req, next)
+	}
 	key, ok := f.keyOf(t, req)
-	if t.fresh || !ok {
-		resp, err := next.travel(t, req)
-		unmark(resp)
-		if t.fresh {
-			return resp, err
-		}
+	if !ok {
+		resp, err := fromBelow(t, req, next)
 		return f.settle(t, req, key, resp, err)
 	}
-	resp := f.unasked(t, req, next, key)
-	if resp != nil {
+	if resp := f.unasked(t, req, next, key); resp != nil {
 		return resp, nil
 	}
 	resp, err := f.ask(t, req, next, key)
@@ -337,8 +336,16 @@ func (f *Fallback) keyOf(t *trip, req *http.Request) (k answers.Key, ok bool) {
 	return answers.KeyOf(t.call.Operation, methodOf(req), req, f.headers, bodyKey(data)), true
 }
 
-// bodyKey is the body as it takes part in the key.
-func bodyKey(data []byte) []byte { return data }
+// bodyKey is the body as it takes part in the key: JSON whose members stand in another order is the same.
+func bodyKey(data []byte) []byte {
+	if len(data) == 0 {
+		return nil
+	}
+	if same, err := canonical.JSON(data); err == nil {
+		return same
+	}
+	return data
+}
 
 func (f *Fallback) cacheable(c Call) (yes bool) {
 	if f.config.Cacheable == nil {
@@ -402,14 +409,14 @@ func (f *Fallback) serve(t *trip, req *http.Request, a *answers.Answer, age time
 
 // needsSubstitute says in one word why a read needs a substitute; empty: it does not.
 func needsSubstitute(req *http.Request, resp *http.Response, err error) string {
-	if err == nil {
-		if resp.StatusCode >= 500 {
-			return "status"
-		}
+	if err == nil && resp.StatusCode < 500 {
 		return ""
 	}
 	if ctx := req.Context(); ctx.Err() != nil && !errors.Is(context.Cause(ctx), errBudget) {
 		return "" // the caller has left
+	}
+	if err == nil {
+		return "status"
 	}
 	status, cut := 0, false
 	walk(err, func(e error) { // errors.As would allocate

@@ -30,6 +30,11 @@ func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*
 	for {
 		call, leads := f.calls.Join(id, t.call.Resource, t)
 		if leads {
+			if resp := f.unasked(t, req, next, key); resp != nil { // an answer came since the first look
+				f.calls.Leave(call)
+				f.calls.End(call)
+				return resp, nil
+			}
 			return f.lead(call, t, req, next)
 		}
 		if t.within(call.Leader) { // a chain with this layer twice, or a transport that asks the same: waiting would never end
@@ -51,6 +56,7 @@ func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*
 			return nil, call.Err
 		case answers.Unshared:
 			return f.alone(t, req, next, key)
+		case answers.Abandoned: // around again
 		}
 	}
 }
@@ -106,11 +112,10 @@ func (f *Fallback) alone(t *trip, req *http.Request, next leg, key answers.Key) 
 
 // send asks below, and keeps the answer if it is worth keeping.
 func (f *Fallback) send(t *trip, req *http.Request, next leg, key answers.Key, read answers.Read) (*http.Response, *answers.Answer, error) {
-	resp, err := next.travel(t, req)
+	resp, err := fromBelow(t, req, next)
 	if err != nil {
 		return nil, nil, err
 	}
-	unmark(resp)
 	switch resp.StatusCode {
 	case http.StatusOK:
 		a, ok := answers.Take(resp, f.headers)

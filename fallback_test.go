@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience/internal/body"
@@ -95,10 +96,10 @@ func readText(t *testing.T, rt http.RoundTripper, header ...string) (*http.Respo
 	t.Helper()
 	resp, err := rt.RoundTrip(readOf(t.Context(), t, callURL, header...))
 	require.NoError(t, err)
-	return resp, textOf(t, resp)
+	return resp, wholeText(t, resp)
 }
 
-func textOf(t *testing.T, resp *http.Response) string {
+func wholeText(t *testing.T, resp *http.Response) string {
 	t.Helper()
 	b, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
@@ -204,7 +205,7 @@ func TestF02_FuncGetsTheRequestAndTheError(t *testing.T) {
 	s.fails(errDown)
 	resp, err := rt.RoundTrip(request())
 	require.NoError(t, err)
-	require.Equal(t, "made up", textOf(t, resp))
+	require.Equal(t, "made up", wholeText(t, resp))
 	require.ErrorIs(t, cause, errDown)
 	require.Equal(t, `{"limit":1}`, body)
 	require.Equal(t, "Bearer x", asked.Header.Get("Authorization"))
@@ -218,11 +219,33 @@ func TestF02_FuncGetsTheRequestAndTheError(t *testing.T) {
 	s.says(http.StatusServiceUnavailable, "busy")
 	resp, err = rt.RoundTrip(request())
 	require.NoError(t, err)
-	require.Equal(t, "made up", textOf(t, resp))
+	require.Equal(t, "made up", wholeText(t, resp))
 	var ours *Error
 	require.ErrorAs(t, cause, &ours)
 	require.Equal(t, http.StatusServiceUnavailable, ours.StatusCode)
 	require.Equal(t, uint64(2), f.Stats().FuncCalls)
+}
+
+// closeWatch is a body that tells whether it was closed.
+type closeWatch struct {
+	io.Reader
+	closed atomic.Bool
+}
+
+func (c *closeWatch) Close() error { c.closed.Store(true); return nil }
+
+func TestF02_AFailedStreamIsClosedWhenAnotherAnswerTakesItsPlace(t *testing.T) {
+	_, s, rt := newShop(t, FallbackConfig{})
+	readText(t, rt)
+	watch := &closeWatch{Reader: strings.NewReader("data: x")}
+	s.set(func(int, *http.Request) (*http.Response, error) {
+		resp := said(http.StatusBadGateway, "", "Content-Type", "text/event-stream")
+		resp.Body = watch
+		return resp, nil
+	})
+	_, text := readText(t, rt)
+	require.Equal(t, "good", text)
+	require.True(t, watch.closed.Load())
 }
 
 func TestF03_BothFail(t *testing.T) {
@@ -371,6 +394,7 @@ func TestF05_NobodyIsServedWhatBelongsToAnother(t *testing.T) {
 		return req
 	}
 	others := map[string]*http.Request{
+		"content type":        with(func(r *http.Request) { r.Header.Set("Content-Type", "text/csv") }),
 		"authorization":       with(func(r *http.Request) { r.Header.Set("Authorization", "Bearer B") }),
 		"no authorization":    with(func(r *http.Request) { r.Header.Del("Authorization") }),
 		"cookie":              with(func(r *http.Request) { r.Header.Set("Cookie", "s=1") }),
@@ -409,6 +433,23 @@ func TestF05_NobodyIsServedWhatBelongsToAnother(t *testing.T) {
 	}
 }
 
+func TestF05_TheOrderOfJSONMembersIsNoDifference(t *testing.T) {
+	f, s, rt := newShop(t, FallbackConfig{})
+	ask := func(text string) error {
+		req, err := http.NewRequestWithContext(WithCall(t.Context(), Call{Effect: EffectRead}), http.MethodPost, callURL, strings.NewReader(text))
+		require.NoError(t, err)
+		_, err = rt.RoundTrip(req)
+		return err
+	}
+	require.NoError(t, ask(`{"limit": 10, "filter": {"a": 1, "b": 2}}`))
+	require.NoError(t, ask(`{"filter":{"b":2,"a":1},"limit":10}`))
+	require.Equal(t, 1, f.Stats().Entries)
+	s.fails(errDown)
+	require.NoError(t, ask(`{"filter":{"b":2,"a":1},"limit":10}`))
+	require.ErrorIs(t, ask(`{"filter":{"b":2,"a":1},"limit":11}`), errDown)
+	require.ErrorIs(t, ask(`not JSON`), errDown)
+}
+
 func TestF05_ConcurrentReadsOfTwoTenantsAreNotShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{})
@@ -420,7 +461,7 @@ func TestF05_ConcurrentReadsOfTwoTenantsAreNotShared(t *testing.T) {
 			go func() {
 				tenant := fmt.Sprint("Bearer ", i%2)
 				_, text := readText(t, rt, "Authorization", tenant)
-				require.Equal(t, tenant, text)
+				assert.Equal(t, tenant, text)
 			}()
 		}
 		time.Sleep(time.Minute)
@@ -581,8 +622,13 @@ func TestF09_EachReaderGetsTheirOwnCopy(t *testing.T) {
 		require.Equal(t, "good", text)
 		require.Equal(t, []string{"1", "2"}, resp.Header["X"])
 		resp.Header["X"][0] = "changed"
-		resp.Header.Add("X", "3")
-		resp.Header.Set("Age", "x")
+		for name := range resp.Header {
+			before := resp.Header.Clone()
+			resp.Header.Add(name, "more") // must not write over a neighbour
+			for other, values := range before {
+				require.Equal(t, values, resp.Header[other][:len(values)])
+			}
+		}
 	}
 }
 
@@ -592,14 +638,13 @@ func TestF09_TheMarkSurvivesHTTPClient(t *testing.T) {
 		client := &http.Client{Transport: rt, Timeout: time.Minute}
 		resp, err := client.Get(callURL)
 		require.NoError(t, err)
-		require.Equal(t, "good", textOf(t, resp))
+		require.Equal(t, "good", wholeText(t, resp))
 		s.fails(errDown)
 		time.Sleep(2 * time.Second)
 		resp, err = client.Get(callURL)
 		require.NoError(t, err)
 		requireServed(t, resp, Fresh, 2*time.Second, "transport")
-		require.Equal(t, "good", textOf(t, resp))
-		require.NoError(t, resp.Body.Close())
+		require.Equal(t, "good", wholeText(t, resp))
 	})
 }
 
@@ -625,9 +670,9 @@ func TestF10_OneCallForAllWhoAskAtOnce(t *testing.T) {
 		for range 200 {
 			done.Go(func() {
 				resp, text := readText(t, rt)
-				require.Equal(t, "good", text)
+				assert.Equal(t, "good", text)
 				requireUpstream(t, resp)
-				require.NotNil(t, resp.Request)
+				assert.NotNil(t, resp.Request)
 				resp.Header.Set("X", "mine") // nobody else's
 			})
 		}
@@ -718,7 +763,7 @@ func TestF10_WhenTheLeaderEndsAFollowerLeads(t *testing.T) {
 				for range 50 {
 					followers.Go(func() {
 						_, text := readText(t, rt)
-						require.Equal(t, "good", text)
+						assert.Equal(t, "good", text)
 					})
 				}
 				followers.Wait()
@@ -818,8 +863,8 @@ func TestF10_WhatIsNotShared(t *testing.T) {
 							ctx = WithCall(ctx, c.call(i))
 						}
 						resp, err := rt.RoundTrip(readOf(ctx, t, callURL))
-						require.NoError(t, err)
-						require.Equal(t, "good", textOf(t, resp))
+						assert.NoError(t, err)
+						assert.Equal(t, "good", wholeText(t, resp))
 					})
 				}
 				done.Wait()
@@ -842,9 +887,9 @@ func TestF10_ARefusalIsSharedToo(t *testing.T) {
 		for range 5 {
 			done.Go(func() {
 				resp, text := readText(t, rt)
-				require.Equal(t, http.StatusTooManyRequests, resp.StatusCode)
-				require.Equal(t, "7", resp.Header.Get("Retry-After"))
-				require.Equal(t, "slow down", text)
+				assert.Equal(t, http.StatusTooManyRequests, resp.StatusCode)
+				assert.Equal(t, "7", resp.Header.Get("Retry-After"))
+				assert.Equal(t, "slow down", text)
 			})
 		}
 		done.Wait()
@@ -883,7 +928,7 @@ func TestF11_AnErrorIsSharedButNotReplayed(t *testing.T) {
 		for range 10 {
 			done.Go(func() {
 				_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
-				require.ErrorIs(t, err, errDown)
+				assert.ErrorIs(t, err, errDown)
 			})
 		}
 		done.Wait()
@@ -1149,7 +1194,7 @@ func TestF17_AReadThatAWriteOvertookIsNotKept(t *testing.T) {
 		read := func() {
 			resp, err := readAt(t, rt, "abc")
 			require.NoError(t, err)
-			old <- textOf(t, resp)
+			old <- wholeText(t, resp)
 		}
 		go read()
 		time.Sleep(time.Millisecond)
@@ -1159,14 +1204,14 @@ func TestF17_AReadThatAWriteOvertookIsNotKept(t *testing.T) {
 		require.NoError(t, err)
 		resp, err := readAt(t, rt, "abc")
 		require.NoError(t, err)
-		require.Equal(t, "new", textOf(t, resp), "who asks after the write must not join a read from before it")
+		require.Equal(t, "new", wholeText(t, resp), "who asks after the write must not join a read from before it")
 		require.Equal(t, "old", <-old)
 		require.Equal(t, "old", <-old)
 		require.Equal(t, 3, s.count())
 		s.fails(errDown)
 		resp, err = readAt(t, rt, "abc")
 		require.NoError(t, err)
-		require.Equal(t, "new", textOf(t, resp))
+		require.Equal(t, "new", wholeText(t, resp))
 		requireNothingUnderWay(t, f)
 	})
 }
@@ -1323,7 +1368,9 @@ func TestF20_RefreshesAreBoundedAndEndAtClose(t *testing.T) {
 		require.ErrorIs(t, f.drain(ctx), context.DeadlineExceeded)
 		require.Equal(t, maxRefreshes, f.Stats().Refreshing)
 		close(closing)
+		now := time.Now()
 		require.NoError(t, f.drain(t.Context()))
+		require.Equal(t, now, time.Now(), "at once")
 		before := s.count()
 		_, err := readAt(t, rt, "1")
 		require.NoError(t, err)
@@ -1436,7 +1483,7 @@ func TestFallbackEverythingAtOnce(t *testing.T) {
 		}
 		resp, err := rt.RoundTrip(req)
 		if err == nil && resp.StatusCode == http.StatusOK {
-			require.Equal(t, "/"+id+tenant, textOf(t, resp))
+			require.Equal(t, "/"+id+tenant, wholeText(t, resp))
 		}
 		if n := f.Stats().Bytes; n > 20<<10 {
 			t.Errorf("%d bytes", n)

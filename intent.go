@@ -192,18 +192,6 @@ func classifyError(err error) answerReceipt {
 	return a
 }
 
-func isSuccess(code int) bool { return code >= 200 && code < 300 }
-
-// isRefusalStatus names the answers that prove that nothing happened: a 4xx, except those that are also given when the
-// request was being worked on.
-func isRefusalStatus(code int) bool {
-	switch code {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
-		return false
-	}
-	return code >= 400 && code < 500
-}
-
 func receiptOf(resp *http.Response) answerReceipt {
 	a := answerReceipt{kind: answerDone, status: resp.StatusCode}
 	b, ok := body.BytesOf(resp)

@@ -495,6 +495,18 @@ func replayable(method string) bool {
 	return false
 }
 
+func isSuccess(code int) bool { return code >= 200 && code < 300 }
+
+// isRefusalStatus names the answers that prove that nothing happened: a 4xx, except those that are also given when the
+// request was being worked on.
+func isRefusalStatus(code int) bool {
+	switch code {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
+		return false
+	}
+	return code >= 400 && code < 500
+}
+
 // tail is the rest of an exchange that goes on after its answer was handed up: a stream being read, or a transport that
 // has not returned though its time was up. A layer that holds something for the exchange gives it back then.
 type tail struct {

@@ -208,7 +208,9 @@ func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
 		return t, 0, nil
 	}
 	now := g.now()
-	g.giveUp(now)
+	if g.state == HalfOpen {
+		g.giveUp(now)
+	}
 	if g.state == Open && (g.forced || now < g.openUntil) {
 		return t, g.refuse(now), g.refusal
 	}

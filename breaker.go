@@ -59,12 +59,12 @@ type BreakerConfig struct {
 	// is slow, opens it again. One that is ignored gives its place back. Others are refused meanwhile. 0: 1. At most 1000.
 	Trials int
 	// TrialLimit is when a trial that has not returned is given up: the circuit opens again, and its late result does not
-	// count. It is a safety net for calls without a limit of their own: an attempt of [Timeout] ends its trial earlier. 0:
+	// count. It is a safety net for calls without a limit of their own: an attempt that has one ends its trial itself. 0:
 	// 5 min, the longest default limit of an attempt, so that no trial is given up that could still succeed; set it to
 	// at least the longest limit that you give to an attempt.
 	TrialLimit time.Duration
 	// Ramp is how long a circuit that has just closed takes to ask for its usual load: BreakerStats.Share grows from 0.1
-	// to 1, and the bulkhead of a [Stack] gives out that share of its slots. A breaker used alone only reports it. 0: 5 s;
+	// to 1, and a [Stack] gives out that share of its slots. A breaker used alone only reports it. 0: 5 s;
 	// -1: full load at once, as after Reset and ForceClose.
 	Ramp time.Duration
 	// SlowCall makes calls that took longer than this count as slow, whether they failed or not. 0 or -1: no call is slow.

@@ -925,10 +925,12 @@ func TestB41_ForcedOpenStaysOpen(t *testing.T) {
 		b := newTestBreaker(t, BreakerConfig{MinCalls: 1, OpenFor: 5 * time.Second, OnEvent: events.listen})
 		b.opened = func() { told.Add(1) }
 		b.ForceOpen()
-		b.ForceOpen()
+		since := b.Stats().OpenSince
 		refusedBy(t, b)
 		time.Sleep(6 * time.Second)
+		b.ForceOpen()
 		refusedBy(t, b)
+		require.Equal(t, since, b.Stats().OpenSince)
 		require.EqualValues(t, 2, b.Stats().Rejected)
 		require.True(t, b.Stats().Forced)
 		require.EqualValues(t, 1, told.Load())

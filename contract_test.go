@@ -70,10 +70,12 @@ func TestContract(t *testing.T) {
 		},
 	}
 	ends := map[string]func(ctx context.Context) (*http.Response, error){
-		"200":     func(context.Context) (*http.Response, error) { return reply(200, "the answer"), nil },
-		"404":     func(context.Context) (*http.Response, error) { return reply(404, "the answer"), nil },
-		"500":     func(context.Context) (*http.Response, error) { return reply(500, "the answer"), nil },
-		"429":     func(context.Context) (*http.Response, error) { return reply(429, "the answer", "Retry-After", "1"), nil },
+		"200": func(context.Context) (*http.Response, error) { return reply(200, "the answer"), nil },
+		"404": func(context.Context) (*http.Response, error) { return reply(404, "the answer"), nil },
+		"500": func(context.Context) (*http.Response, error) { return reply(500, "the answer"), nil },
+		"429": func(context.Context) (*http.Response, error) {
+			return reply(429, "the answer", "Retry-After", "1"), nil
+		},
 		"error":   func(context.Context) (*http.Response, error) { return nil, io.EOF },
 		"refused": func(context.Context) (*http.Response, error) { return nil, MarkNotSent(io.EOF) },
 		"both":    func(context.Context) (*http.Response, error) { return reply(200, "x"), io.EOF },

@@ -294,7 +294,11 @@ func mayHaveChanged(resp *http.Response, err error) bool {
 	if err != nil {
 		return !NotSent(err)
 	}
-	return !isRefusalStatus(resp.StatusCode)
+	switch resp.StatusCode {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
+		return true // also given when it was being worked on
+	}
+	return resp.StatusCode < 400 || resp.StatusCode >= 500
 }
 
 // fromBelow asks below, and takes off what looks like a mark of ours. It looks before it writes: a fake transport may hand

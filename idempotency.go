@@ -31,10 +31,42 @@ type IdempotencyConfig struct {
 	Namespace string
 	// Reconcile marks requests and looks lost ones up. nil: a key in doubt is settled by Observe or Resolve only.
 	Reconcile Reconciler
+	// ServerKeys says whether the API's own idempotency keys are relied upon. Default: they are sent, and that is all.
+	ServerKeys ServerKeys
+	// AssumeAbsentAfter settles a key in doubt as "nothing happened" when so much time has passed since it was sent and
+	// several look-ups found nothing. 0: never, and that is the default, since it is a guess: nothing can prove from
+	// outside that a request will not take effect yet. It turns "at most one request" into "at least one": a person may
+	// be called twice. At least 10 minutes; each use is counted in Stats().Assumed.
+	AssumeAbsentAfter time.Duration
 	// OnEvent hears this layer alone: the kinds that begin with "key.".
 	OnEvent func(Event)
 	// Off leaves the layer out of a [Stack]. An effect-once call is then never repeated, and nothing remembers it.
 	Off bool
+}
+
+// minAbsent is the least time after which absence may be assumed, and minLookups the least number of empty look-ups.
+const (
+	minAbsent  = 10 * time.Minute
+	minLookups = 3
+)
+
+// ServerKeys says how far the API's own idempotency keys are trusted.
+type ServerKeys uint8
+
+const (
+	// ServerKeysSend sends the key where the API has a place for it and relies on nothing: a deployment that does not
+	// know the field would ignore it without a sign.
+	ServerKeysSend ServerKeys = iota
+	// ServerKeysTrust lets a call in doubt be sent again under the same key, by its caller or a redrive, for as long as
+	// the [Reconciler] says that the API honours it. It is the user's choice: where the API does not, a person is called
+	// twice.
+	ServerKeysTrust
+)
+
+// KeyHonorer is implemented by a [Reconciler] whose API honours keys of its own for some operations: for how long after
+// the first send the same request under the same key is not executed again; 0: it does not.
+type KeyHonorer interface {
+	HonorsKey(operation string) time.Duration
 }
 
 func (c IdempotencyConfig) withDefaults() IdempotencyConfig {
@@ -51,6 +83,12 @@ func (c IdempotencyConfig) withDefaults() IdempotencyConfig {
 func (c IdempotencyConfig) validate() error {
 	f := faults{prefix: "Idempotency"}
 	f.duration("TTL", c.TTL)
+	if c.AssumeAbsentAfter != 0 && c.AssumeAbsentAfter < minAbsent {
+		f.add("AssumeAbsentAfter", "at least "+minAbsent.String()+" or 0 for never", c.AssumeAbsentAfter)
+	}
+	if c.ServerKeys > ServerKeysTrust {
+		f.add("ServerKeys", "ServerKeysSend or ServerKeysTrust", c.ServerKeys)
+	}
 	if len(c.Namespace) > 255 {
 		f.add("Namespace", "at most 255 bytes long", len(c.Namespace))
 	}
@@ -112,6 +150,7 @@ type Idempotency struct {
 
 type idempotencyCounts struct {
 	executed, replayed, joined, inFlight, reused, refused, inDoubt, disputed, storeErrors atomic.Uint64
+	resent, assumed                                                                       atomic.Uint64
 	lookups, found, lookupErrors                                                          atomic.Uint64
 	flights                                                                               atomic.Int64
 }
@@ -321,6 +360,9 @@ func (i *Idempotency) take(f *flight) (*http.Response, error) {
 			return nil, nil
 		case errors.Is(err, errReplay):
 			return i.replayed(rec), nil
+		case errors.Is(err, ErrInDoubt) && i.mayResend(rec):
+			f.rec = rec
+			return nil, nil
 		case errors.Is(err, ErrInDoubt) && rec.State == KeySending:
 			// Its owner is gone: what it sent is in doubt from now on.
 			expire := keyEvent{kind: eventExpire, claim: e.claim}
@@ -333,6 +375,15 @@ func (i *Idempotency) take(f *flight) (*http.Response, error) {
 	}
 }
 
+// mayResend reports whether the user's choice lets a call in doubt be sent again under the API's own key.
+func (i *Idempotency) mayResend(rec Record) bool {
+	if i == nil || i.cfg.ServerKeys != ServerKeysTrust || rec.State != KeyInDoubt {
+		return false
+	}
+	h, ok := i.cfg.Reconcile.(KeyHonorer)
+	return ok && i.store.Now().Sub(rec.Sent) < h.HonorsKey(rec.Operation)
+}
+
 func (i *Idempotency) claimRequest(f *flight) claimRequest {
 	lease := 5 * time.Second
 	if deadline, ok := f.deadline(); ok {
@@ -341,7 +392,7 @@ func (i *Idempotency) claimRequest(f *flight) claimRequest {
 		lease += i.attemptLimit(f.trip.call)
 	}
 	c := i.identity()
-	c.fingerprint, c.operation = f.print, f.trip.call.Operation
+	c.fingerprint, c.operation, c.resource = f.print, f.trip.call.Operation, f.trip.call.Resource
 	c.lease, c.pinned = i.store.Now().Add(lease), f.named && i.isPinned()(f.id)
 	return c
 }

@@ -81,7 +81,12 @@ func (i *Idempotency) mayIntend(f *flight) error {
 // intend is T4. Nothing is sent unless the store has said yes.
 func (i *Idempotency) intend(f *flight) (Record, error) {
 	lease := i.store.Now().Add(i.attemptLimit(f.trip.call) + 5*time.Second)
-	rec, err := i.advance(f.ctx, f.rec, keyEvent{kind: eventIntend, token: f.token, deadline: lease})
+	e := keyEvent{kind: eventIntend, token: f.token, deadline: lease, claim: i.identity()}
+	if f.rec.State == KeyInDoubt {
+		e.kind = eventResend
+		i.counts.resent.Add(1)
+	}
+	rec, err := i.advance(f.ctx, f.rec, e)
 	switch {
 	case err == nil:
 		f.rec = rec
@@ -110,13 +115,14 @@ func (i *Idempotency) conclude(f *flight, epoch uint64, resp *http.Response, err
 		l.tail.after(func() { i.late(f, epoch, l.late) })
 	}
 	rec := i.settle(f, epoch, a)
-	switch a.kind {
-	case answerDone:
+	switch {
+	case a.kind == answerDone:
 		return resp, nil
-	case answerRefused:
+	case a.kind == answerRefused && rec.State != KeyInDoubt:
 		f.uncommit()
 		return resp, err
 	}
+	// In doubt; also after the refusal of a re-send, which proves nothing about the first send.
 	if resp != nil {
 		_ = resp.Body.Close() // the caller gets an error instead
 	}
@@ -232,7 +238,7 @@ func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerRecei
 	}
 	switch {
 	case err == nil:
-		i.announce(f.key, rec)
+		i.announce(rec)
 	case !errors.Is(err, errConflict):
 		i.counts.storeErrors.Add(1)
 		i.events.emit(Event{Kind: EventStoreFailed, Operation: f.trip.call.Operation, KeyHash: keyHash(f.id)})

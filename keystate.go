@@ -36,6 +36,7 @@ type Record struct {
 	Version     uint64
 	State       KeyState
 	Operation   string
+	Resource    string // what the call changes, see Call
 	Fingerprint string // hash of the request that the key belongs to
 	Owner       string // the process that claimed it
 	Token       string // proves who may go on; a new one for each claim
@@ -107,6 +108,7 @@ func (k keyEventKind) String() string {
 type claimRequest struct {
 	fingerprint string
 	operation   string
+	resource    string
 	owner       string
 	lease       time.Time
 	exclusive   bool // one process at a time uses the store: another owner cannot be alive
@@ -223,7 +225,7 @@ func claimKey(r Record, e keyEvent) (Record, error) {
 	}
 	next := Record{
 		ID: r.ID, Version: r.Version, Epoch: r.Epoch + 1, State: KeyClaimed, Token: e.token,
-		Operation: e.claim.operation, Fingerprint: e.claim.fingerprint, Owner: e.claim.owner,
+		Operation: e.claim.operation, Resource: e.claim.resource, Fingerprint: e.claim.fingerprint, Owner: e.claim.owner,
 		Lease: e.claim.lease, Claimed: e.now,
 	}
 	return next, nil
@@ -254,7 +256,7 @@ func intendKey(r Record, e keyEvent) (Record, error) {
 	if r.State != KeyClaimed || !r.holds(e) { // T4: the loser must not send
 		return r, errConflict
 	}
-	r.State, r.Sent, r.Lease = KeySending, e.now, e.deadline
+	r.State, r.Sent, r.Lease = KeySending, e.now, e.deadline // of the first send that is not disproven
 	r.Sends++
 	r.Doubts++
 	return r, nil
@@ -264,7 +266,7 @@ func resendKey(r Record, e keyEvent) (Record, error) {
 	if r.State != KeyInDoubt || e.token == "" {
 		return r, errConflict
 	}
-	r.State, r.Lease, r.Token = KeySending, e.deadline, e.token
+	r.State, r.Lease, r.Token, r.Owner = KeySending, e.deadline, e.token, e.claim.owner
 	r.Epoch++
 	r.Sends++
 	r.Doubts++

@@ -113,9 +113,9 @@ func (i *Idempotency) changed(from, to Record) {
 }
 
 // announce tells whoever keeps something for the key that its outcome is known now.
-func (i *Idempotency) announce(id string, rec Record) {
+func (i *Idempotency) announce(rec Record) {
 	if i.onSettle != nil && (rec.finished() || rec.State == KeyDisputed) {
-		i.onSettle(id, rec)
+		i.onSettle(rec.ID, rec)
 	}
 }
 
@@ -206,7 +206,7 @@ func (i *Idempotency) Resolve(ctx context.Context, key string, v Resolution) err
 	case err != nil:
 		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
 	}
-	i.settled(key, rec)
+	i.settled(rec)
 	return nil
 }
 
@@ -226,22 +226,19 @@ func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	case err != nil:
 		return &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
 	}
-	i.settled("", rec)
+	i.settled(rec)
 	return nil
 }
 
 // settled hands an outcome that came from elsewhere to those who wait for the call's own answer.
-func (i *Idempotency) settled(key string, rec Record) {
+func (i *Idempotency) settled(rec Record) {
 	i.mu.Lock()
 	f := i.flights[rec.ID]
 	i.mu.Unlock()
-	if f != nil {
-		key = f.key
-		if rec.State == KeyConfirmed {
-			f.publish(result{resp: replay(rec)})
-		}
+	if f != nil && rec.State == KeyConfirmed {
+		f.publish(result{resp: replay(rec)})
 	}
-	i.announce(or(key, rec.ID), rec)
+	i.announce(rec)
 }
 
 // Forget removes the record of a finished key before its time, so that the key can be used anew. A key that is not
@@ -372,7 +369,7 @@ func (i *Idempotency) rewrite(ctx context.Context, id string) {
 		next.Version = version
 		i.unwritten.drop(id)
 		i.changed(rec, next)
-		i.announce(id, next)
+		i.announce(next)
 	}
 }
 
@@ -387,8 +384,12 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
 			_, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
 		}
 	case KeyInDoubt:
-		if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+		if i.absentIn(rec) == time.Nanosecond {
+			i.assumeAbsent(ctx, rec)
 			return 0
+		}
+		if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+			return i.absentIn(rec)
 		}
 		if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
 			return due
@@ -397,6 +398,26 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
 		return max(0, after.NextLookup.Sub(i.store.Now()))
 	}
 	return 0
+}
+
+// absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.
+func (i *Idempotency) absentIn(rec Record) time.Duration {
+	if i.cfg.AssumeAbsentAfter == 0 || (i.cfg.Reconcile != nil && rec.Lookups < minLookups) {
+		return 0
+	}
+	// The attempt itself must be over, too.
+	from := rec.Sent
+	if rec.Lease.After(from) {
+		from = rec.Lease
+	}
+	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
+}
+
+func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) {
+	if next, err := i.advance(ctx, rec, keyEvent{kind: eventAbsent, keep: i.cfg.TTL}); err == nil {
+		i.counts.assumed.Add(1)
+		i.settled(next)
+	}
 }
 
 // find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
@@ -410,7 +431,7 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 		next, err := i.apply(ctx, rec.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
 		i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Count: len(ev.Calls)})
 		if err == nil {
-			i.settled("", next)
+			i.settled(next)
 		}
 		return next
 	}
@@ -530,6 +551,9 @@ type IdempotencyStats struct {
 	Unwritten   int
 	// Lookups, Found, LookupErrors count what the reconciler did.
 	Lookups, Found, LookupErrors uint64
+	// Resent counts sends under a key that the API is trusted to honour, Assumed the keys in doubt that were taken as not
+	// applied: both are the user's choice, see IdempotencyConfig.
+	Resent, Assumed uint64
 	// Flights are the effect-once calls under way now.
 	Flights  int
 	Delivery DeliveryStats
@@ -545,6 +569,7 @@ func (i *Idempotency) Stats() IdempotencyStats {
 		Executed: c.executed.Load(), Replayed: c.replayed.Load(), Joined: c.joined.Load(), InFlight: c.inFlight.Load(),
 		Reused: c.reused.Load(), GivenBack: c.refused.Load(), InDoubt: c.inDoubt.Load(), Disputed: c.disputed.Load(),
 		StoreErrors: c.storeErrors.Load(), Unwritten: len(i.unwritten.ids()), Lookups: c.lookups.Load(),
+		Resent: c.resent.Load(), Assumed: c.assumed.Load(),
 		Found: c.found.Load(), LookupErrors: c.lookupErrors.Load(), Flights: int(c.flights.Load()),
 		Delivery: i.events.stats(),
 	}

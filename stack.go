@@ -256,14 +256,23 @@ func (s *Stack) wireKeys() {
 			return limit
 		}
 	}
+	s.Idempotency.onSettle = func(id string, r Record) {
+		if r.Resource != "" {
+			s.Fallback.Invalidate(r.Resource) // the caller may have left before it happened
+		}
+		s.DLQ.settle(id, verdictOf(r))
+	}
 	if s.DLQ == nil {
 		return
 	}
 	s.DLQ.box.keyID = s.Idempotency.ID
 	s.Idempotency.pinned = s.DLQ.holds
-	s.Idempotency.onSettle = func(id string, r Record) { s.DLQ.settle(id, verdictOf(r)) }
 	s.DLQ.reconcile = func(ctx context.Context, key string) keyVerdict {
-		return verdictOf(s.Idempotency.standing(ctx, key))
+		rec := s.Idempotency.standing(ctx, key)
+		if s.Idempotency.mayResend(rec) {
+			return keyNotApplied // by the user's choice it may be sent again
+		}
+		return verdictOf(rec)
 	}
 }
 

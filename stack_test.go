@@ -246,7 +246,10 @@ func TestX02_ThreeAttemptsAreThreeResultsAndOneOfEverythingElse(t *testing.T) {
 func TestX06_CloseSendsWaitersHomeAndAwaitsFlights(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1}, DLQ: DLQConfig{Off: true}})
-		p := &phone{answer: func(*http.Request, int) (*http.Response, error) { time.Sleep(10 * time.Second); return reply(201, "{}"), nil }}
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}}
 		rt := s.Wrap(p)
 		flying, waiting := make(chan error, 1), make(chan error, 1)
 		go func() { _, err := dial(context.Background(), t, rt, "a", dialBody); flying <- err }()
@@ -274,7 +277,10 @@ func TestX06_CloseSendsWaitersHomeAndAwaitsFlights(t *testing.T) {
 func TestX06_CloseWhoseTimeIsUpRecordsFlightsInDoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{})
-		p := &phone{answer: func(*http.Request, int) (*http.Response, error) { time.Sleep(10 * time.Second); return reply(201, "{}"), nil }}
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}}
 		done := make(chan error, 1)
 		go func() { _, err := dial(context.Background(), t, s.Wrap(p), "a", dialBody); done <- err }()
 		synctest.Wait()

@@ -133,7 +133,7 @@ func withOptions(ctx context.Context, opts []CallOption) context.Context {
 	}
 	for _, opt := range opts {
 		if opt != nil {
-			ctx = opt(ctx) //nolint:fatcontext // options are few, and each sets its own value
+			ctx = opt(ctx)
 		}
 	}
 	return ctx

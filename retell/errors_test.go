@@ -142,4 +142,3 @@ func TestWhatIsMissingIsNamedAndNothingIsSent(t *testing.T) {
 	}
 	require.Empty(t, seen)
 }
-

@@ -133,7 +133,7 @@ func foundIn(call *Call) (resilience.Found, bool) {
 	case !ok:
 		return resilience.Found{}, false
 	case !batch:
-		body, err := json.Marshal(asCreated(call)) //nolint:gosec // the access token is not copied
+		body, err := json.Marshal(asCreated(call))
 		return resilience.Found{ID: call.CallID, Body: body}, err == nil && call.CallID != ""
 	}
 	var of struct {
@@ -146,13 +146,23 @@ func foundIn(call *Call) (resilience.Found, bool) {
 	return resilience.Found{ID: of.BatchCallID, Body: body}, err == nil
 }
 
-// asCreated is what the answer to a create would have said of a call: no transcript, no recording.
-func asCreated(c *Call) Call {
-	return Call{
-		CallID: c.CallID, CallType: c.CallType, CallStatus: c.CallStatus,
-		AgentID: c.AgentID, AgentVersion: c.AgentVersion, AgentName: c.AgentName,
-		FromNumber: c.FromNumber, ToNumber: c.ToNumber, Direction: c.Direction,
-		Metadata: c.Metadata, RetellLLMDynamicVariables: c.RetellLLMDynamicVariables,
+// createdCall is what the answer to a create would have said of a call: no transcript, no recording, no token.
+type createdCall struct {
+	CallID       string       `json:"call_id"`
+	CallType     CallType     `json:"call_type"`
+	CallStatus   CallStatus   `json:"call_status"`
+	AgentID      string       `json:"agent_id"`
+	AgentVersion AgentVersion `json:"agent_version,omitzero"`
+	FromNumber   string       `json:"from_number,omitempty"`
+	ToNumber     string       `json:"to_number,omitempty"`
+	Direction    Direction    `json:"direction,omitempty"`
+	Metadata     Metadata     `json:"metadata,omitempty"`
+}
+
+func asCreated(c *Call) createdCall {
+	return createdCall{
+		CallID: c.CallID, CallType: c.CallType, CallStatus: c.CallStatus, AgentID: c.AgentID, AgentVersion: c.AgentVersion,
+		FromNumber: c.FromNumber, ToNumber: c.ToNumber, Direction: c.Direction, Metadata: c.Metadata,
 	}
 }
 

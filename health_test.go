@@ -124,11 +124,11 @@ func TestH06_NoProbeOrNoResultIsUnknown(t *testing.T) {
 
 func TestH07_PanicsStayWithTheirComponent(t *testing.T) {
 	for state, probe := range map[string]func(context.Context) error{
-		"panic":  func(context.Context) error { panic("+14155550100") },
+		"panic":  func(context.Context) error { panic("+15555550100") },
 		"exited": func(context.Context) error { runtime.Goexit(); return nil },
 	} {
 		h := healthOf(t, HealthConfig{Probe: probe})
-		h.watch("dlq", func(context.Context) []CheckResult { panic("+14155550100") })
+		h.watch("dlq", func(context.Context) []CheckResult { panic("+15555550100") })
 		watchOne(h, CheckResult{Name: "circuit", Status: Healthy})
 		r := h.Check(t.Context())
 		require.Equal(t, Unhealthy, r.Status)

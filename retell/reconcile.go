@@ -26,13 +26,13 @@ var (
 	_ resilience.KeyHonorer = (*reconciler)(nil)
 )
 
-// keyHour is how long Retell honours an idempotency_key, with room for a slow request: it says one hour.
-const keyHour = 55 * time.Minute
+// honored is how long Retell honours an idempotency_key, with room for a slow request: it says one hour.
+const honored = 55 * time.Minute
 
 // HonorsKey implements [resilience.KeyHonorer]: only create-phone-call takes a key.
 func (r *reconciler) HonorsKey(operation string) time.Duration {
 	if operation == "create-phone-call" {
-		return keyHour
+		return honored
 	}
 	return 0
 }

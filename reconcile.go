@@ -518,8 +518,8 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 // callFind asks the reconciler, past caches and shared answers, at bulk priority.
 func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, err error) {
 	defer recoverAsError(&err)
-	o := overridesOf(ctx)
-	o.fresh, o.call.Priority = true, PriorityBulk
+	// Nothing of what ctx says of the lost call may describe the look-up: neither its key nor its operation.
+	o := overrides{fresh: true, call: Call{Priority: PriorityBulk}}
 	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
 }
 

@@ -224,7 +224,7 @@ func (c *Client) Observe(ctx context.Context, e *WebhookEvent) error {
 	if e == nil {
 		return nil
 	}
-	ev, ok := evidenceOf(e.Call, "webhook")
+	ev, ok := evidenceOf(e.Call)
 	if !ok {
 		return nil
 	}

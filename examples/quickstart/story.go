@@ -18,7 +18,7 @@ import (
 func impatient(listen func(resilience.Event)) resilience.Config {
 	cfg := retell.Config()
 	cfg.OnEvent = listen
-	cfg.Fallback.Fresh = time.Second             // 60 s
+	cfg.Fallback.Fresh = 500 * time.Millisecond  // 60 s
 	cfg.Breaker.OpenFor = 2 * time.Second        // 30 s
 	cfg.Breaker.Ramp = time.Second               // 5 s
 	cfg.DLQ.Base = 200 * time.Millisecond        // 1 s
@@ -117,8 +117,15 @@ func (s *story) outage(ctx context.Context) error {
 	}
 	s.say("again", "the program tries the last one once more, with the same key")
 	s.call(ctx, s.numbers[len(s.numbers)-1])
+	if err := s.health(ctx, resilience.Unhealthy); err != nil {
+		return err
+	}
+	s.say("time", "passes, and what is known of the agent grows old")
+	if err := pause(ctx, 600*time.Millisecond); err != nil {
+		return err
+	}
 	s.readAgent(ctx)
-	return s.health(ctx, resilience.Unhealthy)
+	return nil
 }
 
 func (s *story) recovery(ctx context.Context) error {
@@ -250,6 +257,15 @@ func (s *story) table(rows [][2]string) {
 		_, _ = fmt.Fprintf(w, "  %s\t%s\n", row[0], row[1])
 	}
 	_ = w.Flush() // to the same place as all other lines
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // await looks again and again until done, for half a minute at most.

@@ -50,13 +50,16 @@ func eventInWords(e resilience.Event) string {
 	case resilience.EventCircuitClose:
 		return "the circuit closes"
 	case resilience.EventLetterAdded:
+		if e.Cause == "merged" {
+			return "the letter of that key is there already"
+		}
 		return fmt.Sprintf("a letter keeps the %s (%s)", e.Operation, e.Cause)
 	case resilience.EventLetterDone:
 		return fmt.Sprintf("a letter is settled: the %s has happened", e.Operation)
 	case resilience.EventLetterParked:
 		return fmt.Sprintf("a letter is given up: alert somebody (%s)", e.Cause)
 	case resilience.EventLookup:
-		return fmt.Sprintf("looked the lost call up: found %d", e.Count)
+		return fmt.Sprintf("looked the lost call up, found: %d", e.Count)
 	case resilience.EventKeyChanged:
 		if e.To == resilience.KeyInDoubt.String() || e.From == resilience.KeyInDoubt.String() {
 			return fmt.Sprintf("key %s: %s → %s", e.KeyHash, e.From, e.To)

@@ -152,7 +152,7 @@ type checker struct {
 func (c *checker) run() {
 	c.seen, c.broken = map[world]int32{}, map[string]string{}
 	c.visit(world{})
-	for i := 0; i < len(c.order); i++ {
+	for i := 0; i < len(c.order); i++ { //nolint:intrange // the list grows on the way
 		w := c.order[i]
 		c.invariants(w)
 		for _, n := range c.successors(w) {

@@ -363,10 +363,12 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		i.rewrite(ctx, id)
 	}
 	next := tendEvery
-	open, failed := map[string]Record{}, false
+	open := map[string]Record{}
+	var failed error
 	for cursor := ""; ; {
 		page, after, err := i.unsettled(ctx, cursor, 256)
-		if failed = err != nil; failed {
+		if err != nil {
+			failed = err
 			i.counts.storeErrors.Add(1)
 			break
 		}
@@ -383,7 +385,7 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 			break
 		}
 	}
-	i.doubts.replace(open, failed)
+	i.doubts.replace(open, failed != nil)
 	if _, err := i.sweep(ctx); err != nil {
 		i.counts.storeErrors.Add(1)
 	}

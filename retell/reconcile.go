@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/retell-resilience/resilience"
 )
@@ -22,7 +23,19 @@ type reconciler struct {
 var (
 	_ resilience.Reconciler = (*reconciler)(nil)
 	_ resilience.Identifier = (*reconciler)(nil)
+	_ resilience.KeyHonorer = (*reconciler)(nil)
 )
+
+// honored is how long Retell honours an idempotency_key, with room for a slow request: it says one hour.
+const honored = 55 * time.Minute
+
+// HonorsKey implements [resilience.KeyHonorer]: only create-phone-call takes a key.
+func (r *reconciler) HonorsKey(operation string) time.Duration {
+	if operation == "create-phone-call" {
+		return honored
+	}
+	return 0
+}
 
 // Reconciler is how a call whose answer was lost is found again: every call that creates something for a person carries
 // a marker in its metadata (the member "rk_key"), and create-phone-call the key as Retell's own idempotency_key. A look-up

@@ -53,7 +53,7 @@ func before(ctx context.Context, out io.Writer) error {
 	client := &http.Client{Transport: &http.Transport{}} // as http.Client{}, but its connections are ours to close
 	defer client.CloseIdleConnections()
 
-	say(out, "Before: http.Client as it is")
+	sayf(out, "Before: http.Client as it is")
 	remind(ctx, out, server, &phone{http: client, baseURL: server.URL(), apiKey: apiKey})
 	if rings := server.Rings(theirs); rings != 2 {
 		return fmt.Errorf("before: the phone rang %d times, and 2 were to be shown", rings)
@@ -83,10 +83,10 @@ func after(ctx context.Context, out io.Writer) (err error) {
 
 	client := &http.Client{Transport: stack.Wrap(nil)} // the line that changed
 
-	say(out, "\nAfter: Transport: stack.Wrap(nil)")
+	sayf(out, "\nAfter: Transport: stack.Wrap(nil)")
 	p := &phone{http: client, baseURL: server.URL(), apiKey: apiKey}
 	remind(ctx, out, server, p)
-	say(out, "  meanwhile the lost call is looked up …")
+	sayf(out, "  meanwhile the lost call is looked up …")
 	if err := settled(ctx, stack, "reminder:4711"); err != nil {
 		return err
 	}
@@ -109,12 +109,12 @@ func remind(ctx context.Context, out io.Writer, server *retelltest.Server, p *ph
 		}
 		switch {
 		case err == nil:
-			say(out, "  try %d: %s is %s; the phone has rung %d×", try, c.CallID, c.CallStatus, server.Rings(theirs))
+			sayf(out, "  try %d: %s is %s; the phone has rung %d×", try, c.CallID, c.CallStatus, server.Rings(theirs))
 			return
 		case resilience.InDoubt(err):
-			say(out, "  try %d: in doubt, so it was not sent again; the phone has rung %d×", try, server.Rings(theirs))
+			sayf(out, "  try %d: in doubt, so it was not sent again; the phone has rung %d×", try, server.Rings(theirs))
 		default:
-			say(out, "  try %d: failed, says net/http; the phone has rung %d×", try, server.Rings(theirs))
+			sayf(out, "  try %d: failed, says net/http; the phone has rung %d×", try, server.Rings(theirs))
 		}
 	}
 }
@@ -137,4 +137,4 @@ func settled(ctx context.Context, stack *resilience.Stack, key string) error {
 	}
 }
 
-func say(out io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(out, format+"\n", args...) }
+func sayf(out io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(out, format+"\n", args...) }

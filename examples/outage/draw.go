@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -34,23 +35,23 @@ const style = `
 // canvas collects the elements of an SVG document. All text in it is ours: there is nothing to escape.
 type canvas struct{ strings.Builder }
 
-func (c *canvas) add(format string, args ...any) {
-	c.WriteString(fmt.Sprintf(format, args...) + "\n")
+func (c *canvas) addf(format string, args ...any) {
+	_, _ = fmt.Fprintf(c, format+"\n", args...) // a Builder never fails
 }
 
 func (c *canvas) box(class string, x, y, w, h float64, title string) {
-	c.add(`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s</title></rect>`, class, x, y, w, h, title)
+	c.addf(`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s</title></rect>`, class, x, y, w, h, title)
 }
 
 func (c *canvas) text(class string, x, y float64, text string) {
-	c.add(`<text class="%s" x="%.1f" y="%.1f">%s</text>`, class, x, y, text)
+	c.addf(`<text class="%s" x="%.1f" y="%.1f">%s</text>`, class, x, y, text)
 }
 
 // draw makes the SVG document.
 func (tl *timeline) draw() string {
 	c := &canvas{}
-	c.add(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" role="img" aria-label="Timeline of an outage">`, width, height)
-	c.add("<style>%s</style>", style)
+	c.addf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" role="img" aria-label="Timeline of an outage">`, width, height)
+	c.addf("<style>%s</style>", style)
 	c.text("title", left, 24, "An outage of an hour, as the callers see it")
 	c.box("down", tl.x(outageFrom), bars, tl.x(outageUntil)-tl.x(outageFrom), band+bandH-bars, "Retell cannot be reached")
 	c.text("middle", (tl.x(outageFrom)+tl.x(outageUntil))/2, bars-8, "Retell cannot be reached")
@@ -59,7 +60,7 @@ func (tl *timeline) draw() string {
 	tl.drawCircuit(c)
 	tl.drawMinutes(c)
 	tl.drawLegend(c)
-	c.add("</svg>")
+	c.addf("</svg>")
 	return c.String()
 }
 
@@ -70,7 +71,7 @@ func (tl *timeline) x(n float64) float64 {
 
 func (tl *timeline) drawRequests(c *canvas) {
 	const each = agentReads + callReads + phoneCalls
-	c.text("right", left-8, bars+10, fmt.Sprint(each))
+	c.text("right", left-8, bars+10, strconv.Itoa(each))
 	c.text("right", left-8, bars+barsH/2, "requests")
 	c.text("right", left-8, bars+barsH, "0")
 	for n, m := range tl.minutes {
@@ -93,16 +94,17 @@ func (tl *timeline) drawRequests(c *canvas) {
 
 func (tl *timeline) drawLetters(c *canvas) {
 	most := max(1, tl.total().letters)
-	c.text("right", left-8, queue+10, fmt.Sprint(most))
+	c.text("right", left-8, queue+10, strconv.Itoa(most))
 	c.text("right", left-8, queue+queueH/2, "letters")
 	c.text("right", left-8, queue+queueH/2+14, "waiting")
 	c.text("right", left-8, queue+queueH, "0")
-	points := []string{fmt.Sprintf("%.1f,%d", tl.x(0), queue+queueH)}
+	points := make([]string, 0, len(tl.minutes)+2)
+	points = append(points, fmt.Sprintf("%.1f,%d", tl.x(0), queue+queueH))
 	for n, m := range tl.minutes {
 		points = append(points, fmt.Sprintf("%.1f,%.1f", tl.x(float64(n+1)), float64(queue+queueH)-float64(m.letters)*queueH/float64(most)))
 	}
 	points = append(points, fmt.Sprintf("%.1f,%d", tl.x(float64(len(tl.minutes))), queue+queueH))
-	c.add(`<polygon class="letters" points="%s"/>`, strings.Join(points, " "))
+	c.addf(`<polygon class="letters" points="%s"/>`, strings.Join(points, " "))
 	c.axis(queue + queueH)
 }
 
@@ -131,7 +133,7 @@ func (tl *timeline) drawCircuit(c *canvas) {
 
 func (tl *timeline) drawMinutes(c *canvas) {
 	for n := 0; n <= len(tl.minutes); n += 10 {
-		c.text("middle", tl.x(float64(n)), band+bandH+18, fmt.Sprint(n))
+		c.text("middle", tl.x(float64(n)), band+bandH+18, strconv.Itoa(n))
 	}
 	c.text("right", left-8, band+bandH+18, "minute")
 }
@@ -149,5 +151,5 @@ func (tl *timeline) drawLegend(c *canvas) {
 }
 
 func (c *canvas) axis(y int) {
-	c.add(`<line class="axis" x1="%d" x2="%d" y1="%d" y2="%d"/>`, left, width-right, y, y)
+	c.addf(`<line class="axis" x1="%d" x2="%d" y1="%d" y2="%d"/>`, left, width-right, y, y)
 }

@@ -29,7 +29,7 @@ func readmeExistingClient(ctx context.Context) error {
 	go layers.Stack().Run(ctx)                                  // redrives letters, looks lost calls up
 	defer layers.Close(context.Background())
 
-	_ = client
+	client.CloseIdleConnections() // stands for what the program does with it
 	return nil
 }
 

@@ -20,11 +20,11 @@ func visit(ctx context.Context, out io.Writer, v visitor) (err error) {
 	if v.baseURL == "" {
 		v.baseURL = retell.DefaultBaseURL
 	}
-	t.say("start", "RETELL_API_KEY is set, so this talks to %s, and not to a server in a box", v.baseURL)
+	t.sayf("start", "RETELL_API_KEY is set, so this talks to %s, and not to a server in a box", v.baseURL)
 	if v.to == "" {
-		t.say("start", "it only reads, and calls nobody; -from and -to would change that")
+		t.sayf("start", "it only reads, and calls nobody; -from and -to would change that")
 	} else {
-		t.say("start", "it will call %s from %s", masked(v.to), masked(v.from))
+		t.sayf("start", "it will call %s from %s", masked(v.to), masked(v.from))
 	}
 	cfg := retell.Config()
 	cfg.OnEvent = t.hear
@@ -78,9 +78,9 @@ func (t *teller) readAll(ctx context.Context, client *retell.Client) error {
 			failed++
 			text = inWords(err)
 		}
-		t.say("read", "%-17s %s", r.name, text)
+		t.sayf("read", "%-17s %s", r.name, text)
 	}
-	t.say("health", "%s", reportInWords(client.Stack().Health().Check(ctx)))
+	t.sayf("health", "%s", reportInWords(client.Stack().Health().Check(ctx)))
 	if failed > 0 {
 		return fmt.Errorf("%d of %d reads failed", failed, len(reads))
 	}
@@ -105,10 +105,10 @@ func (t *teller) callOne(ctx context.Context, client *retell.Client, v visitor) 
 	}
 	call, err := client.Calls.CreatePhoneCall(ctx, params, retell.IdempotencyKey(key))
 	if err == nil {
-		t.say("call", "%s  taken on as %s", masked(v.to), call.CallID)
+		t.sayf("call", "%s  taken on as %s", masked(v.to), call.CallID)
 		return nil
 	}
-	t.say("call", "%s  %s", masked(v.to), inWords(err))
+	t.sayf("call", "%s  %s", masked(v.to), inWords(err))
 	if !resilience.InDoubt(err) {
 		return errors.New("the call was not placed")
 	}
@@ -119,6 +119,6 @@ func (t *teller) callOne(ctx context.Context, client *retell.Client, v visitor) 
 	if err != nil {
 		return fmt.Errorf("the call may have been placed: look into the call history before you try again: %w", err)
 	}
-	t.say("call", "%s  was placed", masked(v.to))
+	t.sayf("call", "%s  was placed", masked(v.to))
 	return nil
 }

@@ -48,8 +48,8 @@ func tell(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, stop()) }()
 
 	s := &story{teller: t, server: server, client: client}
-	t.say("start", "a Retell server in a box listens on %s", server.URL())
-	t.say("start", "each request goes %s", client.Stack())
+	t.sayf("start", "a Retell server in a box listens on %s", server.URL())
+	t.sayf("start", "each request goes %s", client.Stack())
 	for _, chapter := range []func(context.Context) error{s.ordinaryDay, s.lostAnswer, s.outage, s.recovery, s.end} {
 		if err := chapter(ctx); err != nil {
 			return err
@@ -88,9 +88,9 @@ func (s *story) lostAnswer(ctx context.Context) error {
 	s.server.Inject("create-phone-call", retelltest.LostAnswer())
 	number := s.next()
 	s.call(ctx, number)
-	s.say("again", "the program tries the same reminder once more, with the same key")
+	s.sayf("again", "the program tries the same reminder once more, with the same key")
 	s.call(ctx, number)
-	s.say("truth", "%s has rung %s", masked(number), times(s.server.Rings(number)))
+	s.sayf("truth", "%s has rung %s", masked(number), times(s.server.Rings(number)))
 	err := await(ctx, "the look-up", func() bool {
 		rec, err := s.client.Stack().Idempotency.Lookup(ctx, keyFor(number))
 		return err == nil && rec.State == resilience.KeyConfirmed
@@ -115,12 +115,12 @@ func (s *story) outage(ctx context.Context) error {
 	for range 6 {
 		s.call(ctx, s.next())
 	}
-	s.say("again", "the program tries the last one once more, with the same key")
+	s.sayf("again", "the program tries the last one once more, with the same key")
 	s.call(ctx, s.numbers[len(s.numbers)-1])
 	if err := s.health(ctx, resilience.Unhealthy); err != nil {
 		return err
 	}
-	s.say("time", "passes, and what is known of the agent grows old")
+	s.sayf("time", "passes, and what is known of the agent grows old")
 	if err := pause(ctx, 600*time.Millisecond); err != nil {
 		return err
 	}
@@ -159,20 +159,20 @@ func (s *story) end(ctx context.Context) error {
 	}
 	st := stack.Stats()
 	s.chapter("What the server and the layers counted")
-	s.table([][2]string{
-		{"calls asked for", fmt.Sprint(len(s.numbers))},
+	s.table([]row{
+		{"calls asked for", len(s.numbers)},
 		{"phones that rang", fmt.Sprintf("%d, %s", len(s.server.AllRings()), s.ringsPerNumber())},
-		{"requests to dial that arrived", fmt.Sprint(s.server.Requests("create-phone-call"))},
-		{"refused by the open circuit", fmt.Sprint(st.Breaker.Rejected)},
+		{"requests to dial that arrived", s.server.Requests("create-phone-call")},
+		{"refused by the open circuit", st.Breaker.Rejected},
 		{"reads served from the cache", fmt.Sprintf("%d fresh, %d stale", st.Fallback.Fresh, st.Fallback.Stale+st.Fallback.VeryStale)},
 		{"letters", fmt.Sprintf("%d written, %d settled, %d left", st.DLQ.Admitted, st.DLQ.Acked, st.DLQ.Letters)},
-		{"circuit opened", times(int(st.Breaker.Opened))},
+		{"times the circuit opened", st.Breaker.Opened},
 		{"keys in doubt", fmt.Sprintf("%d, found by look-up %d, left %d", st.Idempotency.InDoubt, st.Idempotency.Found, len(unsettled))},
 	})
 	if err := s.verdict(len(unsettled), st.DLQ.Letters); err != nil {
 		return err
 	}
-	s.write("\n%d calls asked for, %d phones rang, none twice.\n", len(s.numbers), len(s.server.AllRings()))
+	s.writef("\n%d calls asked for, %d phones rang, none twice.\n", len(s.numbers), len(s.server.AllRings()))
 	return nil
 }
 
@@ -218,11 +218,11 @@ func (s *story) call(ctx context.Context, number string) {
 	}, retell.IdempotencyKey(keyFor(number)))
 	switch {
 	case err != nil:
-		s.say("call", "%s  %s", masked(number), inWords(err))
+		s.sayf("call", "%s  %s", masked(number), inWords(err))
 	case call.Replayed:
-		s.say("call", "%s  was called before: the answer is that of the first request", masked(number))
+		s.sayf("call", "%s  was called before: the answer is that of the first request", masked(number))
 	default:
-		s.say("call", "%s  rings", masked(number))
+		s.sayf("call", "%s  rings", masked(number))
 	}
 }
 
@@ -230,11 +230,11 @@ func (s *story) readAgent(ctx context.Context) {
 	agent, err := s.client.Agents.Get(ctx, "agent_test", retell.AgentVersion{})
 	switch {
 	case err != nil:
-		s.say("read", "agent: %s", inWords(err))
+		s.sayf("read", "agent: %s", inWords(err))
 	case agent.FromFallback:
-		s.say("read", "agent %q, last known answer, %.1f s old: %s", agent.AgentName, agent.Age.Seconds(), agent.Staleness)
+		s.sayf("read", "agent %q, last known answer, %.1f s old: %s", agent.AgentName, agent.Age.Seconds(), agent.Staleness)
 	default:
-		s.say("read", "agent %q", agent.AgentName)
+		s.sayf("read", "agent %q", agent.AgentName)
 	}
 }
 
@@ -245,16 +245,21 @@ func (s *story) health(ctx context.Context, want resilience.Status) error {
 		report = s.client.Stack().Health().Check(ctx)
 		return report.Status == want
 	})
-	s.say("health", "%s", reportInWords(report))
+	s.sayf("health", "%s", reportInWords(report))
 	return err
 }
 
-func (s *story) table(rows [][2]string) {
+type row struct {
+	what  string
+	value any
+}
+
+func (s *story) table(rows []row) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		_, _ = fmt.Fprintf(w, "  %s\t%s\n", row[0], row[1])
+	for _, r := range rows {
+		_, _ = fmt.Fprintf(w, "  %s\t%v\n", r.what, r.value)
 	}
 	_ = w.Flush() // to the same place as all other lines
 }

@@ -21,22 +21,22 @@ type teller struct {
 
 func newTeller(out io.Writer) *teller { return &teller{out: out, start: time.Now()} }
 
-func (t *teller) write(format string, args ...any) {
+func (t *teller) writef(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	_, _ = fmt.Fprintf(t.out, format, args...) // a closed terminal is no reason to stop calling people
 }
 
-func (t *teller) chapter(title string) { t.write("\n%s\n", title) }
+func (t *teller) chapter(title string) { t.writef("\n%s\n", title) }
 
-func (t *teller) say(who, format string, args ...any) {
-	t.write("%6.2f s  %-7s %s\n", time.Since(t.start).Seconds(), who, fmt.Sprintf(format, args...))
+func (t *teller) sayf(who, format string, args ...any) {
+	t.writef("%6.2f s  %-7s %s\n", time.Since(t.start).Seconds(), who, fmt.Sprintf(format, args...))
 }
 
 // hear is the OnEvent of the stack.
 func (t *teller) hear(e resilience.Event) {
 	if text := eventInWords(e); text != "" {
-		t.say("  event", "%s", text)
+		t.sayf("  event", "%s", text)
 	}
 }
 

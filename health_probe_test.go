@@ -18,7 +18,7 @@ import (
 
 type statusError int
 
-func (e statusError) Error() string   { return "+14155550100 at https://api.example/x?token=secret" }
+func (e statusError) Error() string   { return "+15555550100 at https://api.example/x?token=secret" }
 func (e statusError) HTTPStatus() int { return int(e) }
 
 type slowError struct{}
@@ -28,7 +28,7 @@ func (slowError) Timeout() bool { return true }
 
 func TestH04_ProbeErrorIsInsideTheReportWithoutItsText(t *testing.T) {
 	wrapped := func(err error) error {
-		return &url.Error{Op: "Get", URL: "https://api.example/v2/+14155550100?token=secret", Err: err}
+		return &url.Error{Op: "Get", URL: "https://api.example/v2/+15555550100?token=secret", Err: err}
 	}
 	for _, c := range []struct {
 		err   error

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -23,7 +24,9 @@ func TestMain(m *testing.M) { leak.Main(m) }
 func TestOutage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "timeline.svg")
 	var out bytes.Buffer
-	require.NoError(t, run(t.Context(), []string{"-minute", "20ms", "-o", path}, &out), "%s", &out)
+	synctest.Test(t, func(t *testing.T) { // two hours in no time
+		require.NoError(t, run(t.Context(), []string{"-minute", "1m", "-o", path}, &out), "%s", &out)
+	})
 	require.Contains(t, out.String(), "none twice")
 	require.NotContains(t, out.String(), "+1555")
 	drawing, err := os.ReadFile(path)
@@ -50,7 +53,11 @@ func wellFormed(t *testing.T, document []byte) (texts []string) {
 }
 
 func TestTotalsAddUp(t *testing.T) {
-	tl, err := play(t.Context(), io.Discard, 15*time.Millisecond)
+	synctest.Test(t, totalsAddUp)
+}
+
+func totalsAddUp(t *testing.T) {
+	tl, err := play(t.Context(), io.Discard, time.Minute)
 	require.NoError(t, err)
 	for n, m := range tl.minutes {
 		require.Equal(t, agentReads+callReads+phoneCalls, m.ok+m.served+m.refused+m.parked, "minute %d", n)

@@ -97,7 +97,7 @@ func play(ctx context.Context, out io.Writer, length time.Duration) (tl *timelin
 	server := retelltest.NewServer(retelltest.WithConcurrency(-1))
 	defer server.Close()
 	tl = &timeline{start: time.Now(), length: length}
-	client, err := retell.New("key_outage", retell.WithBaseURL(server.URL()), retell.WithConfig(tl.scaled()))
+	client, err := retell.New("key_outage", retell.WithTransport(server.Transport()), retell.WithConfig(tl.scaled()))
 	if err != nil {
 		return nil, err
 	}
@@ -116,11 +116,9 @@ func play(ctx context.Context, out io.Writer, length time.Duration) (tl *timelin
 	for n := 0; ; n++ {
 		switch n {
 		case outageFrom:
-			server.StopListening()
+			server.Rate(retelltest.Any, 1, retelltest.Refuse())
 		case outageUntil:
-			if err := server.StartListening(); err != nil {
-				return nil, err
-			}
+			server.ClearFaults()
 		}
 		m := tl.pass(ctx, client, earlier, n)
 		if err := ctx.Err(); err != nil {

@@ -234,12 +234,12 @@ func resultOf(ctx context.Context, resp *http.Response, err error) circuit.Resul
 		return circuit.Result{Outcome: circuit.Failure, Cause: "status", Status: resp.StatusCode}
 	case err == nil:
 		return circuit.Result{Outcome: circuit.Success}
-	case isRefusal(err), ctx.Err() != nil && !errors.Is(context.Cause(ctx), errBudget):
+	case isRefusal(err), ctx.Err() != nil && !outOfBudget(ctx):
 		return circuit.Result{Outcome: circuit.Ignored}
 	case errors.Is(err, ErrTooLarge), answered(err): // the server is there
 		return circuit.Result{Outcome: circuit.Success}
 	}
-	return circuit.Result{Outcome: circuit.Failure, Cause: causeOf(err)}
+	return circuit.Result{Outcome: circuit.Failure, Cause: failureCause(err)}
 }
 
 // answered reports whether an error stands for a whole answer below 500, one that leaves the outcome of the call in doubt.
@@ -250,7 +250,7 @@ func answered(err error) bool {
 		!errors.As(err, &truncated)
 }
 
-func causeOf(err error) string {
+func failureCause(err error) string {
 	var truncated *truncatedError
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

@@ -116,10 +116,10 @@ func BenchmarkBreakerCircuits(b *testing.B) {
 			t, req, next := benchRoad(b, http.StatusOK)
 			trips := make([]*trip, n)
 			for i := range trips {
-				one := *t
+				one := t.copy()
 				one.call.Operation = "operation " + strconv.Itoa(i)
-				trips[i] = &one
-				_, _ = breaker.pass(&one, req, next) //nolint:bodyclose // there is none
+				trips[i] = one
+				_, _ = breaker.pass(one, req, next) //nolint:bodyclose // there is none
 			}
 			i := 0
 			b.ReportAllocs()

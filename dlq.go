@@ -346,7 +346,7 @@ func (d *DLQ) refusal(t *trip, l *Letter, f failure) *Error {
 // callersOwn reports whether the caller ended the call: before it was sent, or at any time by cancelling. Such a caller
 // has taken the write back. A budget is no wish of the caller's.
 func callersOwn(ctx context.Context, a answer) bool {
-	if a.err == nil || ctx.Err() == nil || errors.Is(context.Cause(ctx), errBudget) {
+	if a.err == nil || ctx.Err() == nil || outOfBudget(ctx) {
 		return false
 	}
 	return isRefusal(a.err) || NotSent(a.err) || !byTime(ctx)

@@ -92,7 +92,8 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 	}
 	req := (&http.Request{
 		Method: http.MethodPost, URL: s.workURL, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}).WithContext(context.WithValue(ctx, tripKey{}, t))
+	}).WithContext(t.begin(ctx))
+	defer t.ctx.end(context.Canceled, context.Canceled)
 	return timed{s.work, s}.travel(t, req)
 }
 

@@ -416,7 +416,7 @@ func needsSubstitute(req *http.Request, resp *http.Response, err error) string {
 	if err == nil && resp.StatusCode < 500 {
 		return ""
 	}
-	if ctx := req.Context(); ctx.Err() != nil && !errors.Is(context.Cause(ctx), errBudget) {
+	if ctx := req.Context(); ctx.Err() != nil && !outOfBudget(ctx) {
 		return "" // the caller has left
 	}
 	if err == nil {

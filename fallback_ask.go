@@ -144,16 +144,17 @@ func (f *Fallback) refresh(t *trip, req *http.Request, next leg, key answers.Key
 		return
 	}
 	f.refreshes.Add(1)
-	again := *t
+	again := t.copy()
 	again.call.Priority = PriorityBulk
-	ctx, cancel := f.background(context.WithValue(req.Context(), tripKey{}, &again), t.call.Budget)
-	req = req.Clone(ctx) // the caller may use theirs again
+	ctx, cancel := f.background(req.Context(), t.call.Budget)
+	req = req.Clone(again.begin(ctx)) // the caller may use theirs again
 	again.url = req.URL
 	again.payload.Hold()
-	go capture(func() (*http.Response, error) { return f.alone(&again, req, next, key) }, func(r result) {
+	go capture(func() (*http.Response, error) { return f.alone(again, req, next, key) }, func(r result) {
+		again.ctx.end(context.Canceled, context.Canceled)
 		cancel()
 		again.payload.Release()
-		f.refreshed(&again, key, r)
+		f.refreshed(again, key, r)
 		<-f.refreshing
 	})
 }

@@ -38,10 +38,10 @@ type flight struct {
 }
 
 func newFlight(t *trip, ctx context.Context, key, id, print string) *flight {
-	own := *t
+	own := t.copy()
 	f := &flight{
 		id: id, key: key, print: print, token: uuid.NewString(), named: t.named,
-		trip: &own, landed: make(chan struct{}), done: make(chan struct{}), waiters: 1,
+		trip: own, landed: make(chan struct{}), done: make(chan struct{}), waiters: 1,
 	}
 	own.key, own.flight = key, f
 	own.payload.Hold()
@@ -61,8 +61,11 @@ func (c *flightContext) Deadline() (time.Time, bool) { return c.flight.deadline(
 
 // Value finds the flight's own trip, not the leader's.
 func (c *flightContext) Value(key any) any {
-	if key == (tripKey{}) {
+	switch key.(type) {
+	case tripKey:
 		return c.flight.trip
+	case callContextKey: // it is the leader's, who may leave
+		return nil
 	}
 	return c.Context.Value(key)
 }

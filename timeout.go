@@ -169,17 +169,14 @@ func (l *Timeout) budget(t *trip, req *http.Request, next leg) (*http.Response, 
 	if total < 0 {
 		return next.travel(t, req)
 	}
-	ctx, clock := withClock(req.Context(), total, errBudget)
-	handedOn := false
-	defer func() {
-		if !handedOn { // a panic passes through
-			clock.end()
-		}
-	}()
-	resp, err := next.travel(t, req.WithContext(ctx))
-	clock.stop()
-	handedOn = true
-	afterExchange(resp, err, clock.end)
+	ctx, ours := req.Context().(*callContext)
+	if !ours { // somebody else's layer put a context of its own between
+		ctx = &callContext{caller: req.Context(), trip: t}
+		req = req.WithContext(ctx)
+	}
+	ctx.limit(total)
+	resp, err := next.travel(t, req)
+	ctx.unlimit()
 	return resp, err
 }
 
@@ -210,37 +207,32 @@ func limitIndex(name string) int {
 	return limitRequest
 }
 
-// grace is how long a transport has to return after its context ended. One that honours its context needs none of it,
-// and only its return can prove that nothing was sent.
-const grace = 2 * time.Millisecond
-
 // attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
 // the caller.
 func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response, error) {
-	if ctx := req.Context(); ctx.Err() != nil {
-		return nil, t.gone(ctx, "timeout")
+	caller := req.Context()
+	if caller.Err() != nil {
+		return nil, t.gone(caller, "timeout")
 	}
-	limit, name := l.LimitOf(t.call)
-	w := &work{layer: l, trip: t, limitName: name, done: make(chan struct{})}
-	ctx, clock := withClock(req.Context(), limit, limitReached(name))
-	w.clock = clock
-	if l.cfg.Connect > 0 {
-		ctx = context.WithValue(ctx, dialWatchKey{}, dialWatch(w))
-	}
-	go capture(func() (*http.Response, error) { return next.travel(t, req.WithContext(ctx)) }, w.finish)
-
-	if !w.wait(ctx) {
-		if linger := w.abandon(req.Context(), ctx); linger != nil {
+	w := &work{layer: l, trip: t, req: req, next: next, parent: caller, wake: make(chan struct{}, 3)}
+	w.start(caller)
+	if !w.wait() {
+		if linger := w.abandon(caller); linger != nil {
 			return nil, linger
 		}
 	}
-	clock.stop()
+	w.stopClock()
 	r := w.result
 	if r.err != nil {
-		defer clock.end() // after explain, which asks whether the context had ended
-		return nil, w.explain(req.Context(), ctx, r.err)
+		err := w.explain(caller, r.err)
+		w.end(context.Canceled)
+		return nil, err
 	}
-	afterExchange(r.resp, nil, clock.end)
+	if tl := tailOf(r.resp, nil); tl != nil {
+		tl.after(func() { w.end(context.Canceled) })
+	} else {
+		w.end(context.Canceled)
+	}
 	return r.deliver()
 }
 
@@ -250,47 +242,183 @@ type limitReached string
 func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + string(n) }
 func (n limitReached) Unwrap() error { return ErrTimeout }
 
-// work is one attempt on its goroutine.
+// work is one attempt on its goroutine, and the context that it runs under. Most work never looks at its context, so what
+// a context costs is spent only when it does.
 type work struct {
-	layer     *Timeout
-	trip      *trip
-	limitName string
-	clock     *clock
-	done      chan struct{}
-	result    result // set before done is closed
+	layer  *Timeout
+	trip   *trip
+	req    *http.Request
+	next   leg
+	parent context.Context // the caller's, without a budget, which this clock has in it
+	clock  *time.Timer     // nil: no limit
+	limit  time.Time       // zero: none
+	why    error           // the cause when the clock fires
+	wake   chan struct{}   // the work has ended, or the clock has fired
 
 	mu      sync.Mutex
+	inner   context.Context // nil: nobody has looked
+	cancel  context.CancelCauseFunc
+	cause   error // why the context ended; nil: it has not
+	done    bool
+	result  result // once done
 	dial    *time.Timer
-	linger  *lingering // set when the caller has been answered without a result
 	settled bool       // connected, or the attempt is over
+	linger  *lingering // set when the caller has been answered without a result
 }
 
-// wait returns true when the attempt ended, false when its time is up and it has not.
-func (w *work) wait(ctx context.Context) bool {
+// start sets the clock to the first of the attempt's limit and the budget, and lets the work begin.
+func (w *work) start(caller context.Context) {
+	limit, name := w.layer.LimitOf(w.trip.call)
+	now := time.Now()
+	if limit >= 0 {
+		w.limit, w.why = now.Add(limit), limitReached(name)
+	}
+	if c, ours := caller.(*callContext); ours {
+		w.parent = c.withoutBudget()
+		if budget := c.budget(); !budget.IsZero() && (w.limit.IsZero() || budget.Before(w.limit)) {
+			w.limit, w.why = budget, errBudget
+		}
+	}
+	if !w.limit.IsZero() {
+		w.clock = time.AfterFunc(w.limit.Sub(now), w.expire)
+	}
+	go w.run()
+}
+
+func (w *work) run() { capture(w.travel, w.finish) }
+
+func (w *work) travel() (*http.Response, error) {
+	switch next := w.next.(type) {
+	case workLeg:
+		return w.trip.run(w)
+	case *wire:
+		return next.send(w, w.trip, w.req)
+	}
+	return w.next.travel(w.trip, w.req.WithContext(w))
+}
+
+// Deadline implements context.Context.
+func (w *work) Deadline() (time.Time, bool) {
+	theirs, ok := w.parent.Deadline()
+	if w.limit.IsZero() || ok && theirs.Before(w.limit) {
+		return theirs, ok
+	}
+	return w.limit, true
+}
+
+// Done implements context.Context.
+func (w *work) Done() <-chan struct{} { return w.context().Done() }
+
+// Err implements context.Context: DeadlineExceeded where time ended it.
+func (w *work) Err() error {
+	w.mu.Lock()
+	cause := w.cause
+	w.mu.Unlock()
+	switch {
+	case cause == nil:
+		return w.parent.Err()
+	case errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, ErrTimeout):
+		return context.DeadlineExceeded
+	}
+	return context.Canceled
+}
+
+// Value implements context.Context.
+func (w *work) Value(key any) any {
+	switch key.(type) {
+	case dialWatchKey:
+		return dialWatch(w)
+	case tripKey:
+		return w.trip
+	case callContextKey:
+		return nil
+	}
+	return w.context().Value(key)
+}
+
+// context is what a context must be that others derive from.
+func (w *work) context() context.Context {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.inner == nil {
+		w.inner, w.cancel = context.WithCancelCause(w.parent)
+		if w.cause != nil {
+			w.cancel(w.cause)
+		}
+	}
+	return w.inner
+}
+
+// end ends the context; the first cause counts.
+func (w *work) end(cause error) {
+	w.mu.Lock()
+	if w.cause == nil {
+		w.cause = cause
+	}
+	cancel := w.cancel
+	w.mu.Unlock()
+	if cancel != nil {
+		cancel(cause)
+	}
+}
+
+// expire is the clock's.
+func (w *work) expire() { w.timeUp(w.why) }
+
+func (w *work) timeUp(cause error) {
+	w.end(cause)
+	w.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
+}
+
+func (w *work) stopClock() {
+	if w.clock != nil {
+		w.clock.Stop()
+	}
+}
+
+// grace is how long a transport has to return after its context ended. One that honours its context needs none of it,
+// and only its return can prove that nothing was sent.
+const grace = 2 * time.Millisecond
+
+// wait returns true when the work has ended, false when its time is up and it has not.
+func (w *work) wait() bool {
 	select {
-	case <-w.done:
+	case <-w.wake:
+	case <-w.parent.Done():
+		w.end(context.Cause(w.parent))
+	}
+	if w.over() {
 		return true
-	case <-ctx.Done():
 	}
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
-	select {
-	case <-w.done:
-		return true
-	case <-timer.C:
-		return false
+	for {
+		select {
+		case <-w.wake:
+			if w.over() {
+				return true
+			}
+		case <-timer.C:
+			return false
+		}
 	}
+}
+
+func (w *work) over() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.done
 }
 
 // finish is called on the attempt's goroutine, whatever way it ended.
 func (w *work) finish(r result) {
-	w.connected()
 	w.mu.Lock()
-	w.result = r
+	w.stopDial()
+	w.done, w.result = true, r
 	linger := w.linger
-	close(w.done)
 	w.mu.Unlock()
 	if linger == nil {
+		w.wake <- struct{}{}
 		return
 	}
 	w.layer.lingering.Add(-1)
@@ -298,37 +426,41 @@ func (w *work) finish(r result) {
 	w.layer.events.emit(Event{Kind: EventAttemptLate, Operation: w.trip.call.Operation, Cause: r.cause()})
 	linger.late = r
 	linger.tail.end()
-	w.clock.end()
 }
 
 // abandon leaves the attempt behind; nil: it came back after all. What holds something for the attempt is told at its end.
-func (w *work) abandon(caller, ctx context.Context) *lingering {
+func (w *work) abandon(caller context.Context) *lingering {
+	why := w.explain(caller, nil)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	select {
-	case <-w.done:
+	if w.done {
 		return nil
-	default:
 	}
-	w.linger = &lingering{err: w.explain(caller, ctx, nil)}
+	w.linger = &lingering{err: why}
 	w.layer.lingering.Add(1)
 	return w.linger
 }
 
 // explain says why the attempt's context ended, if it did; err is the transport's error, nil when it has not returned.
-func (w *work) explain(caller, ctx context.Context, err error) error {
-	if ctx.Err() == nil || isRefusal(err) {
+func (w *work) explain(caller context.Context, err error) error {
+	w.mu.Lock()
+	cause := w.cause
+	w.mu.Unlock()
+	if cause == nil || isRefusal(err) {
 		return err
 	}
 	var e *Error
-	if caller.Err() != nil {
+	var limit limitReached
+	switch {
+	case errors.As(cause, &limit):
+		e = w.trip.fail("timeout", ErrTimeout)
+		e.Limit = string(limit)
+	case errors.Is(cause, errBudget):
+		e = w.trip.fail("timeout", errBudget)
+		e.Limit = "budget"
+	default:
 		e = w.trip.gone(caller, "timeout")
 		e.verdict = undecided
-	} else {
-		e = w.trip.fail("timeout", ErrTimeout)
-		var limit limitReached
-		errors.As(context.Cause(ctx), &limit)
-		e.Limit = string(limit)
 	}
 	if NotSent(err) {
 		e.Err = MarkNotSent(e.Err)
@@ -342,6 +474,9 @@ func (w *work) explain(caller, ctx context.Context, err error) error {
 
 // dialing starts the connect limit with the first sign of a new connection; see [sighting].
 func (w *work) dialing() {
+	if w.layer.cfg.Connect <= 0 {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.dial != nil || w.settled {
@@ -350,9 +485,10 @@ func (w *work) dialing() {
 	w.dial = time.AfterFunc(w.layer.cfg.Connect, func() {
 		w.mu.Lock()
 		over := w.settled
+		w.settled = true
 		w.mu.Unlock()
 		if !over {
-			w.clock.fire(limitReached("connect"))
+			w.timeUp(limitReached("connect"))
 		}
 	})
 }
@@ -361,61 +497,14 @@ func (w *work) dialing() {
 func (w *work) connected() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.stopDial()
+}
+
+func (w *work) stopDial() {
 	w.settled = true
 	if w.dial != nil {
 		w.dial.Stop()
 	}
-}
-
-// clock ends a context at a deadline, unless it is stopped before.
-type clock struct {
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-}
-
-// withClock is context.WithTimeoutCause with a clock that can be stopped without ending the context. limit < 0: never.
-func withClock(parent context.Context, limit time.Duration, cause error) (context.Context, *clock) {
-	inner, cancel := context.WithCancelCause(parent)
-	c := &clock{cancel: cancel}
-	if limit < 0 {
-		return inner, c
-	}
-	deadline := time.Now().Add(limit)
-	if earlier, ok := parent.Deadline(); ok && earlier.Before(deadline) {
-		deadline = earlier
-	}
-	c.timer = time.AfterFunc(limit, func() { cancel(cause) })
-	return &clockContext{Context: inner, deadline: deadline}, c
-}
-
-func (c *clock) fire(cause error) { c.cancel(cause) }
-
-func (c *clock) stop() {
-	if c.timer != nil {
-		c.timer.Stop()
-	}
-}
-
-func (c *clock) end() {
-	c.stop()
-	c.cancel(nil)
-}
-
-// clockContext shows the deadline of a clock.
-type clockContext struct {
-	context.Context
-	deadline time.Time
-}
-
-func (c *clockContext) Deadline() (time.Time, bool) { return c.deadline, true }
-
-// Err says DeadlineExceeded where time ended the context, as a context with a timeout does.
-func (c *clockContext) Err() error {
-	err := c.Context.Err()
-	if err != nil && errors.Is(context.Cause(c.Context), ErrTimeout) {
-		return context.DeadlineExceeded
-	}
-	return err
 }
 
 // TimeoutStats is a snapshot of the limits' work since the start.

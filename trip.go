@@ -37,8 +37,19 @@ type trip struct {
 
 	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
 
+	ctx  callContext
+	view callerView
+
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives
+}
+
+// copy is a trip of its own for a flight.
+func (t *trip) copy() *trip {
+	return &trip{
+		call: t.call, key: t.key, named: t.named, expiry: t.expiry, payload: t.payload, url: t.url, method: t.method,
+		stack: t.stack, outer: t.outer, marked: t.marked, fresh: t.fresh, run: t.run, road: t.road, letter: t.letter,
+	}
 }
 
 // deserted reports whether everybody who waited for the call has left; its flight goes on for the record alone.
@@ -149,9 +160,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	t.payload = body.Read(req.Body, req.ContentLength, e.maxBody)
 	defer t.payload.Release()
 
-	ctx, stop := watchCancel(context.WithValue(ctx, tripKey{}, t), req)
+	ctx, stop := watchCancel(ctx, req)
 	defer stop()
-	inner := req.WithContext(ctx)
+	inner := req.WithContext(t.begin(ctx))
 	inner.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	inner.Body, inner.GetBody = nil, nil
 	if key, ok := headerKey(req.Header); ok {
@@ -166,11 +177,35 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	if err := t.checkKey(); err != nil {
 		return nil, err
 	}
+	ended := false
+	defer func() {
+		if !ended { // a panic passes through
+			t.ctx.end(context.Canceled, context.Canceled)
+		}
+	}()
 	resp, err := l.travel(t, inner)
+	ended = true
+	t.finish(resp, err)
 	if resp != nil {
 		resp.Request = req
 	}
 	return resp, err
+}
+
+// begin makes the call's context out of the caller's.
+func (t *trip) begin(caller context.Context) *callContext {
+	t.ctx.caller, t.ctx.trip = caller, t
+	t.view = callerView{caller, t}
+	return &t.ctx
+}
+
+// finish ends the call's context when the exchange is over.
+func (t *trip) finish(resp *http.Response, err error) {
+	if tl := tailOf(resp, err); tl != nil && err == nil {
+		tl.after(func() { t.ctx.end(context.Canceled, context.Canceled) })
+		return
+	}
+	t.ctx.end(context.Canceled, context.Canceled)
 }
 
 func closeBody(req *http.Request) {
@@ -260,7 +295,7 @@ var errCanceled = fmt.Errorf("request canceled: %w", context.Canceled)
 
 // gone is the error for a call whose context ended while a layer made it wait: the budget's, or the caller's own cause.
 func (t *trip) gone(ctx context.Context, layer string) *Error {
-	cause := context.Cause(ctx)
+	cause := causeOf(ctx)
 	e := t.refuse(layer, cause)
 	switch {
 	case errors.Is(cause, errBudget):
@@ -277,7 +312,7 @@ func (t *trip) gone(ctx context.Context, layer string) *Error {
 
 // byTime reports whether ctx ended because time ran out, ours or the caller's, rather than because somebody cancelled.
 func byTime(ctx context.Context) bool {
-	return errors.Is(context.Cause(ctx), errBudget) || errors.Is(ctx.Err(), context.DeadlineExceeded)
+	return outOfBudget(ctx) || errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
 // watchCancel makes Request.Cancel end the context. http.Client with a Timeout sets both: a deadline on the context, and
@@ -329,11 +364,16 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return ent
 func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 
 func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
+	return w.send(req.Context(), t, req)
+}
+
+// send is travel under another context than the request's.
+func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
 	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce, method: req.Method}
-	if d, ok := req.Context().Value(dialWatchKey{}).(dialWatch); ok {
+	if d, ok := ctx.Value(dialWatchKey{}).(dialWatch); ok {
 		seen.dial = d
 	}
-	ctx := httptrace.WithClientTrace(req.Context(), seen.trace())
+	ctx = httptrace.WithClientTrace(ctx, seen.trace())
 	out, payload := req.WithContext(ctx), t.payload
 	if t.marked != nil {
 		out.URL, out.Header, payload = t.marked.url, t.marked.header, t.marked.payload

@@ -1,0 +1,188 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// callContext is the context of a call on the road: the caller's, with a deadline that the budget sets. It costs a timer
+// only when somebody waits for its end, which on the happy path nobody does. The trip contains it.
+type callContext struct {
+	caller context.Context
+	trip   *trip
+
+	mu       sync.Mutex
+	deadline time.Time // the budget's; zero: none
+	done     chan struct{}
+	timer    *time.Timer
+	detach   func() bool
+	err      error // not nil: it has ended
+	cause    error
+}
+
+type callContextKey struct{}
+
+// Deadline is the earlier one of the caller's and the budget's.
+func (c *callContext) Deadline() (time.Time, bool) {
+	c.mu.Lock()
+	budget := c.deadline
+	c.mu.Unlock()
+	theirs, ok := c.caller.Deadline()
+	if budget.IsZero() || ok && theirs.Before(budget) {
+		return theirs, ok
+	}
+	return budget, true
+}
+
+// Value finds the trip and the call's context itself; for the rest it asks the caller's context.
+func (c *callContext) Value(key any) any {
+	switch key.(type) {
+	case tripKey:
+		return c.trip
+	case callContextKey:
+		return c
+	}
+	return c.caller.Value(key)
+}
+
+// Done is where it begins to cost something.
+func (c *callContext) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done == nil {
+		c.done = make(chan struct{})
+		if c.err != nil {
+			close(c.done)
+			return c.done
+		}
+		if c.caller.Done() != nil {
+			c.detach = context.AfterFunc(c.caller, c.callerEnded)
+		}
+		c.arm()
+	}
+	return c.done
+}
+
+// arm starts the timer for those who wait; the lock is held.
+func (c *callContext) arm() {
+	if c.done == nil || c.err != nil || c.deadline.IsZero() {
+		return
+	}
+	c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.end(context.DeadlineExceeded, errBudget) })
+}
+
+func (c *callContext) callerEnded() { c.end(c.caller.Err(), context.Cause(c.caller)) }
+
+// Err works the end out when asked.
+func (c *callContext) Err() error {
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	deadline := c.deadline
+	c.mu.Unlock()
+	if err := c.caller.Err(); err != nil {
+		c.end(err, context.Cause(c.caller))
+		return err
+	}
+	if !deadline.IsZero() && !time.Now().Before(deadline) {
+		c.end(context.DeadlineExceeded, errBudget)
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// limit sets the deadline of the budget, unless there is an earlier one.
+func (c *callContext) limit(d time.Duration) {
+	deadline := time.Now().Add(d)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.deadline.IsZero() && c.deadline.Before(deadline) {
+		return
+	}
+	c.deadline = deadline
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.arm()
+}
+
+// unlimit stops the clock of the budget: the answer is there.
+func (c *callContext) unlimit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = time.Time{}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+}
+
+// end is the first to come's word.
+func (c *callContext) end(err, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.err, c.cause = err, cause
+	if c.done != nil {
+		close(c.done)
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.detach != nil {
+		c.detach()
+	}
+}
+
+// budget is when the budget is used up; zero: there is none.
+func (c *callContext) budget() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline
+}
+
+// withoutBudget is the same call's context for what has the budget in a clock of its own.
+func (c *callContext) withoutBudget() context.Context {
+	if c == &c.trip.ctx {
+		return &c.trip.view
+	}
+	return &callerView{c.caller, c.trip}
+}
+
+// callerView is a call's context without its budget, for what has a clock of its own.
+type callerView struct {
+	context.Context
+	trip *trip
+}
+
+func (v *callerView) Value(key any) any {
+	switch key.(type) {
+	case tripKey:
+		return v.trip
+	case callContextKey:
+		return nil
+	}
+	return v.Context.Value(key)
+}
+
+// causeOf is context.Cause for contexts that may be a call's.
+func causeOf(ctx context.Context) error {
+	err := ctx.Err()
+	if err == nil {
+		return nil
+	}
+	if c, ok := ctx.Value(callContextKey{}).(*callContext); ok && c.Err() != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.cause
+	}
+	return context.Cause(ctx)
+}
+
+// outOfBudget reports whether ctx ended because the budget of the call was used up.
+func outOfBudget(ctx context.Context) bool { return errors.Is(causeOf(ctx), errBudget) }

@@ -1,0 +1,412 @@
+package resilience
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// DLQConfig configures a [DLQ]. The zero value is the documented default.
+type DLQConfig struct {
+	// Keep says which failed writes become letters: those whose late success still helps. nil: every write. It is asked
+	// only about calls that failed. One that panics says no.
+	Keep func(Call) bool
+	// KeepUnnamed lets writes become letters whose key the library made, not the caller. Without it such a write belongs
+	// to the caller, who cannot find it again by a key.
+	KeepUnnamed bool
+	// MaxLetters bounds the letters, parked and superseded ones included. 0: 10,000; -1: unlimited.
+	MaxLetters int
+	// MaxBytes bounds their size in memory. Each counts 2 KiB besides its request. 0: 64 MiB; -1: unlimited.
+	MaxBytes int64
+	// Base is the upper end of the first random delay. It doubles with each attempt. 0: 1 s.
+	Base time.Duration
+	// Cap bounds the delay. A Retry-After of the other side may be longer. 0: 5 min, or Base if that is longer.
+	Cap time.Duration
+	// MaxAge ends redriving that long after the first try began, or after the last requeue: then the letter is parked and
+	// reported. See [WithExpiry] for one call. 0: 1 h; -1: never.
+	MaxAge time.Duration
+	// Attempts is how many redrives may fail before the letter is parked. 0: 5; -1: unlimited.
+	Attempts int
+	// Overflow says what happens to a letter that does not fit. Zero: OverflowRejectNew.
+	Overflow Overflow
+	// OnDrop is told about each letter dropped by OverflowDropOldest, which requires it.
+	OnDrop func(Letter)
+	// Spill takes letters that do not fit, under OverflowSpill, which requires it. Once it returns nil the letter is its
+	// own. It runs on the caller's time; an error or panic gives the write back to the caller.
+	Spill func(Letter) error
+	// Concurrency is how many redrives may run at a time. 0: 2.
+	Concurrency int
+	// Rate is how many redrives may begin in a second. 0: 10; -1: unlimited.
+	Rate float64
+	// Authorize puts the current credentials on a redrive; letters hold none. It is called before each send. While it
+	// fails, or is missing though the request had credentials, redriving waits without spending attempts.
+	Authorize func(context.Context, Letter, *http.Request) error
+	// OnParked is told once each time redriving gives a letter up.
+	OnParked func(Letter)
+	// Redact changes letters on their way into an export, for example to take personal data out. A letter whose request
+	// it changed is marked Redacted, parked when it is imported, and never sent.
+	Redact func(*Letter)
+	// OnEvent listens to this layer alone.
+	OnEvent func(Event)
+	// Off leaves the layer out: [NewDLQ] returns nil.
+	Off bool
+}
+
+// Overflow says what happens to a letter that does not fit into the queue.
+type Overflow uint8
+
+// The overflow policies.
+const (
+	OverflowRejectNew  Overflow = iota // the write stays with its caller: the error is ErrLettersFull joined to the cause
+	OverflowBlock                      // the failed call waits for room until its context ends; Add does not wait
+	OverflowDropOldest                 // the oldest letter goes, never one in doubt or being redriven; OnDrop is told
+	OverflowSpill                      // the new letter goes to Spill
+)
+
+// String returns "reject-new", "block", "drop-oldest" or "spill".
+func (o Overflow) String() string {
+	return nameOf(int(o), "reject-new", "block", "drop-oldest", "spill")
+}
+
+const (
+	defaultMaxLetters = 10_000
+	defaultLetterMem  = 64 << 20
+)
+
+func (c DLQConfig) validate() error {
+	f := faults{prefix: "DLQ"}
+	f.count("MaxLetters", int64(c.MaxLetters))
+	f.count("MaxBytes", c.MaxBytes)
+	f.count("Attempts", int64(c.Attempts))
+	f.positive("Base", c.Base)
+	f.positive("Cap", c.Cap)
+	if c.Cap > 0 && c.Cap < or(c.Base, time.Second) {
+		f.add("Cap", "at least Base", c.Cap)
+	}
+	f.duration("MaxAge", c.MaxAge)
+	if c.Concurrency < 0 {
+		f.add("Concurrency", "positive or 0 for the default", c.Concurrency)
+	}
+	if math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0) || c.Rate < 0 && c.Rate != -1 {
+		f.add("Rate", "positive, 0 for the default or -1 for none", c.Rate)
+	}
+	switch {
+	case c.Overflow > OverflowSpill:
+		f.add("Overflow", "one of the Overflow constants", c.Overflow)
+	case c.Overflow == OverflowDropOldest && c.OnDrop == nil:
+		f.add("OnDrop", "set when Overflow is OverflowDropOldest", "nil")
+	case c.Overflow == OverflowSpill && c.Spill == nil:
+		f.add("Spill", "set when Overflow is OverflowSpill", "nil")
+	}
+	return f.err()
+}
+
+func (c DLQConfig) withDefaults() DLQConfig {
+	c.MaxLetters = or(c.MaxLetters, defaultMaxLetters)
+	c.MaxBytes = or(c.MaxBytes, defaultLetterMem)
+	c.Base = or(c.Base, time.Second)
+	c.Cap = or(c.Cap, max(5*time.Minute, c.Base))
+	c.MaxAge = or(c.MaxAge, time.Hour)
+	c.Attempts = or(c.Attempts, 5)
+	c.Concurrency = or(c.Concurrency, 2)
+	c.Rate = or(c.Rate, 10)
+	return c
+}
+
+// A DLQ keeps writes that failed for good and redrives them, with their idempotency key, until they succeed, their time
+// is over, or they are given up. A write that became a letter belongs to the queue, and its caller is told so
+// ([ErrParked]); every other one belongs to its caller. Nothing leaves the queue without an event and a counter.
+//
+// Letters are in memory: they survive a restart only through Export and Import. A write that may have taken effect
+// (in doubt) is looked up, never sent again.
+//
+// All methods are safe for concurrent use and on a nil *DLQ, which keeps nothing. Redriving happens in Stack.Run, or when
+// Redrive is called.
+type DLQ struct {
+	cfg    DLQConfig
+	events *events
+
+	// Set by the stack before use, each may be nil. reenter sends a redrive in by the stack's own way; reconcile finds out
+	// what became of a key; paused says that redriving makes no sense now, and for how long.
+	reenter   func(req *http.Request, road leg, letterID string) (*http.Response, error)
+	reconcile func(ctx context.Context, key string) keyVerdict
+	paused    func() (bool, time.Duration)
+
+	mu       sync.Mutex
+	box      *letterBox
+	handlers map[string]func(context.Context, Letter) error
+	road     leg // for letters that came by no road of this process
+	ownDoor  leg // the same, for a queue without a stack
+	closed   bool
+	blocked  []chan struct{}                    // callers that wait for room, first come first
+	changed  chan struct{}                      // closed when what a runner waits for has changed; nil: nobody waits
+	running  map[uint64]context.CancelCauseFunc // redrives under way, by lease
+	nextSend time.Time                          // when the rate allows the next redrive
+	counters DLQCounters
+}
+
+// keyVerdict is what is known about an idempotency key.
+type keyVerdict uint8
+
+const (
+	keyUnknown    keyVerdict = iota // it may have taken effect
+	keyDone                         // it has
+	keyNotApplied                   // it has not, and never will by what was sent so far
+)
+
+// NewDLQ makes a queue. It reports every fault of the config at once, and returns nil for one that is Off.
+func NewDLQ(cfg DLQConfig) (*DLQ, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Off {
+		return nil, nil //nolint:nilnil // a layer that was left out is nil
+	}
+	return &DLQ{
+		cfg:      cfg.withDefaults(),
+		events:   newEvents("dlq", cfg.OnEvent),
+		box:      newLetterBox(),
+		handlers: map[string]func(context.Context, Letter) error{},
+		running:  map[uint64]context.CancelCauseFunc{},
+	}, nil
+}
+
+// Wrap parks writes that fail below it. Put it outside of retries, so that only a final failure becomes a letter.
+func (d *DLQ) Wrap(next http.RoundTripper) http.RoundTripper {
+	if d == nil {
+		return legOf(next)
+	}
+	own := newDoor(next, d.pass)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ownDoor == nil {
+		d.ownDoor = own
+	}
+	return own
+}
+
+// addRoad names a way in for letters that came by none of this process. The first one counts; it goes before the door
+// that Wrap returned.
+func (d *DLQ) addRoad(road leg) {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.road == nil {
+		d.road = road
+	}
+}
+
+type redriveKey struct{}
+
+// redriving is the id of the letter that ctx redrives, directly or through a function given to Handle.
+func redriving(ctx context.Context) string {
+	id, _ := ctx.Value(redriveKey{}).(string)
+	return id
+}
+
+// pass is the door. A redrive goes through untouched: whoever drives it settles its letter.
+func (d *DLQ) pass(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	if t.call.Effect == EffectRead || t.letter != "" {
+		return next.travel(t, req)
+	}
+	held, err := d.takeOver(t, redriving(req.Context()))
+	if err != nil {
+		return nil, err
+	}
+	if held.redrive {
+		return next.travel(t, req)
+	}
+	started, ended := time.Now(), false
+	defer func() {
+		if !ended {
+			d.letGo(held, t.call.Effect == EffectOnce) // a panic or Goexit below; it is the caller's
+		}
+	}()
+	resp, err := next.travel(t, req)
+	ended = true
+	if err == nil && resp.StatusCode < http.StatusInternalServerError {
+		d.succeeded(t, held, resp.StatusCode, started)
+		return resp, nil
+	}
+	return d.failed(t, req, held, answer{resp, err}, started)
+}
+
+// answer is how an exchange ended.
+type answer struct {
+	resp *http.Response
+	err  error
+}
+
+func (a answer) close() {
+	if a.resp != nil && a.resp.Body != nil {
+		_ = a.resp.Body.Close() // nobody will read it
+	}
+}
+
+// holding is the letter whose lease a call with the same key has taken; zero: there is none.
+type holding struct {
+	slot    *letterSlot
+	token   uint64
+	redrive bool // the call is part of the redrive of that letter
+}
+
+// takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
+func (d *DLQ) takeOver(t *trip, redriving string) (holding, error) {
+	if t.key == "" {
+		return holding{}, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.box.byKey[t.key]
+	switch {
+	case s == nil:
+		return holding{}, nil
+	case s.letter.ID == redriving:
+		return holding{slot: s, redrive: true}, nil
+	case s.letter.InDoubt && t.flight == nil:
+		// Nobody above knows the key, so what the letter knows is all there is.
+		return holding{}, d.parkedError(t, s.letter, ErrInDoubt)
+	case s.token != 0:
+		return holding{}, d.parkedError(t, s.letter, nil)
+	}
+	return holding{slot: s, token: d.box.lease(s)}, nil
+}
+
+// parkedError says that a letter owns the write.
+func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
+	e := t.fail("dlq", errors.Join(ErrParked, cause))
+	e.Key, e.LetterID, e.StatusCode = l.Key, l.ID, statusOf(cause)
+	if l.InDoubt && !InDoubt(e) {
+		e.Err = errors.Join(e.Err, ErrInDoubt)
+	}
+	return e
+}
+
+// succeeded settles what letters a write that worked leaves behind.
+func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if t.key != "" {
+		// Also one that another call with this key parked meanwhile.
+		if s := d.box.byKey[t.key]; s != nil && (s.token == 0 || s == held.slot && s.token == held.token) {
+			d.ack(s, "answered", status)
+		}
+	}
+	if status/100 == 2 {
+		d.supersede(t.call.Resource, started)
+	}
+}
+
+// failed gives a write that did not work to the queue, or leaves it with its caller.
+func (d *DLQ) failed(t *trip, req *http.Request, held holding, a answer, started time.Time) (*http.Response, error) {
+	f := failureOf(a, t.call.Effect)
+	if held.slot != nil {
+		if l := d.merge(held, f, callersOwn(req.Context(), a)); l != nil {
+			a.close()
+			return nil, d.refusal(t, l, f)
+		}
+	}
+	if !d.wants(t, req, a) {
+		return a.resp, a.err
+	}
+	l, ok := d.letterOf(t, req, f, started)
+	if !ok {
+		return a.resp, a.err
+	}
+	kept, err := d.admit(req.Context(), l, t.road, d.cfg.Overflow == OverflowBlock)
+	switch {
+	case err == nil:
+		a.close()
+		return nil, d.refusal(t, kept, f)
+	case a.err == nil:
+		return a.resp, nil // a settled outcome is a response; that no letter was made is counted and reported
+	}
+	e := t.fail("dlq", errors.Join(a.err, ErrLettersFull))
+	e.Key, e.StatusCode = t.key, f.status
+	return nil, e
+}
+
+func (d *DLQ) refusal(t *trip, l *Letter, f failure) *Error {
+	e := d.parkedError(t, l, f.err)
+	e.StatusCode = f.status
+	if f.doubt && !InDoubt(e) {
+		e.Err = errors.Join(e.Err, ErrInDoubt)
+	}
+	return e
+}
+
+// callersOwn reports whether the caller ended the call: before it was sent, or at any time by cancelling. Such a caller
+// has taken the write back. A budget is no wish of the caller's.
+func callersOwn(ctx context.Context, a answer) bool {
+	if a.err == nil || ctx.Err() == nil || errors.Is(context.Cause(ctx), errBudget) {
+		return false
+	}
+	return isRefusal(a.err) || NotSent(a.err) || !byTime(ctx)
+}
+
+// neverParked are failures that a redrive cannot help, or that are the caller's to know.
+var neverParked = []error{
+	ErrClosed, ErrKeyReused, ErrBadKey, ErrStore, ErrStoreFull, ErrDisputed, ErrParked, ErrLettersFull, body.ErrSpent,
+}
+
+// wants reports whether the queue takes a failed write.
+func (d *DLQ) wants(t *trip, req *http.Request, a answer) bool {
+	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(req.Context(), a) {
+		return false
+	}
+	for _, never := range neverParked {
+		if errors.Is(a.err, never) {
+			return false
+		}
+	}
+	if isWork(req) && d.handler(t.call.Operation) == nil {
+		return false
+	}
+	if d.cfg.Keep == nil {
+		return true
+	}
+	keep := false
+	err := d.guard(t.call.Operation, func() error { keep = d.cfg.Keep(t.call); return nil })
+	return err == nil && keep
+}
+
+// workScheme is the scheme of the URL under which work that is not HTTP travels.
+const workScheme = "do"
+
+func isWork(req *http.Request) bool { return req.URL == nil || req.URL.Scheme == workScheme }
+
+// letterOf makes the letter of a failed call; ok is false when its body is not at hand.
+func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time) (l Letter, ok bool) {
+	data, whole := t.payload.Bytes()
+	if !whole {
+		return l, false
+	}
+	l = Letter{
+		Operation: t.call.Operation, Key: t.key, Named: t.named, Call: t.call, NotAfter: t.expiry, First: started,
+		InDoubt: f.doubt, Body: data,
+	}
+	l.Call.Params, l.Call.Budget = nil, 0
+	l.note(f.attempt(time.Now()))
+	l.Next = l.Last.Add(max(d.backoff(0), f.after))
+	if isWork(req) {
+		return l, len(data) > 0 || t.call.Params == nil || d.encodeParams(&l, t.call.Params)
+	}
+	l.Method, l.URL, l.Header = methodOf(req), req.URL.String(), req.Header
+	if req.Host != req.URL.Host {
+		l.Host = req.Host
+	}
+	return l, true
+}
+
+func (d *DLQ) encodeParams(l *Letter, params any) bool {
+	err := d.guard(l.Operation, func() (err error) { l.Body, err = json.Marshal(params); return err })
+	return err == nil
+}

@@ -1,0 +1,260 @@
+package resilience
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// failure is why a write did not work, in words that hold no personal data.
+type failure struct {
+	cause, detail string
+	status        int
+	after         time.Duration // at least this long before the next try
+	doubt         bool          // it may have taken effect
+	refused       bool          // by a layer of ours: no attempt was made
+	err           error
+}
+
+func (f failure) attempt(now time.Time) LetterAttempt {
+	return LetterAttempt{Time: now, Cause: f.cause, Detail: f.detail, StatusCode: f.status}
+}
+
+// failureOf describes an answer that is not a success. What may have happened once and must not happen twice is in doubt
+// unless it is proven that nothing was sent.
+func failureOf(a answer, effect Effect) failure {
+	once := effect == EffectOnce
+	if a.err == nil {
+		code := a.resp.StatusCode
+		return failure{
+			cause: "status", detail: fmt.Sprintf("status %d", code), status: code, after: letterRetryAfter(a.resp.Header),
+			doubt: once && doubtfulStatus(code),
+		}
+	}
+	f := failure{err: a.err, status: statusOf(a.err), after: retryAfterOf(a.err), refused: isRefusal(a.err)}
+	f.doubt = InDoubt(a.err) || once && !NotSent(a.err)
+	f.cause, f.detail = causeOf(a.err)
+	return f
+}
+
+// doubtfulStatus: an answer after which an effect-once request may still have taken effect.
+func doubtfulStatus(code int) bool {
+	switch code {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
+		return true
+	}
+	return code >= 500 || code >= 300 && code < 400
+}
+
+func statusOf(err error) (status int) {
+	walk(err, func(e error) {
+		if ours, ok := e.(*Error); ok && status == 0 { //nolint:errorlint // walk visits every node itself
+			status = ours.StatusCode
+		}
+	})
+	return status
+}
+
+func retryAfterOf(err error) (after time.Duration) {
+	walk(err, func(e error) {
+		if ours, ok := e.(*Error); ok { //nolint:errorlint // walk visits every node itself
+			after = max(after, ours.RetryAfter)
+		}
+	})
+	return min(after, maxLetterDelay)
+}
+
+// letterCauses are looked for in this order: what says most comes first.
+var letterCauses = []struct {
+	err   error
+	cause string
+}{
+	{ErrDisputed, "disputed"}, {ErrKeyReused, "key"}, {ErrBadKey, "key"}, {ErrPoison, "poison"}, {ErrOpen, "open"},
+	{ErrFull, "full"}, {ErrStoreFull, "store"}, {ErrStore, "store"}, {ErrInFlight, "in-flight"}, {ErrTimeout, "timeout"},
+	{context.DeadlineExceeded, "timeout"}, {context.Canceled, "canceled"}, {ErrClosed, "closed"}, {ErrInDoubt, "in-doubt"},
+}
+
+// causeOf names an error by a word, and by a text that comes from us or the operating system, never from the other side.
+func causeOf(err error) (cause, detail string) {
+	var errno syscall.Errno
+	var panicked *panicError
+	switch {
+	case errors.As(err, &panicked):
+		return "panic", panicked.Error()
+	case errors.As(err, &errno):
+		return "transport", errno.Error()
+	}
+	for _, known := range letterCauses {
+		if errors.Is(err, known.err) {
+			return known.cause, known.err.Error()
+		}
+	}
+	return "transport", fmt.Sprintf("%T", root(err))
+}
+
+// root is the innermost error along the first branch: its type says more than that of its wrappers.
+func root(err error) error {
+	for {
+		var inner error
+		switch e := err.(type) { //nolint:errorlint // walking down is the point
+		case interface{ Unwrap() error }:
+			inner = e.Unwrap()
+		case interface{ Unwrap() []error }:
+			if all := e.Unwrap(); len(all) > 0 {
+				inner = all[0]
+			}
+		}
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
+// maxLetterDelay bounds what the other side may ask for; a letter without MaxAge would else be lost to a typing error.
+const maxLetterDelay = 24 * time.Hour
+
+// letterRetryAfter reads how long an answer asks to wait.
+func letterRetryAfter(h http.Header) time.Duration {
+	if ms, err := strconv.ParseFloat(strings.TrimSpace(h.Get("Retry-After-Ms")), 64); err == nil && ms > 0 {
+		return clampDelay(ms / 1000)
+	}
+	v := strings.TrimSpace(h.Get("Retry-After"))
+	if s, err := strconv.ParseFloat(v, 64); err == nil {
+		return clampDelay(s)
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return clampDelay(time.Until(at).Seconds())
+	}
+	return 0
+}
+
+func clampDelay(seconds float64) time.Duration {
+	if !(seconds > 0) { // NaN as well
+		return 0
+	}
+	return time.Duration(min(seconds, maxLetterDelay.Seconds()) * float64(time.Second))
+}
+
+// letterVerdict is what a redrive means for its letter.
+type letterVerdict uint8
+
+const (
+	letterFailed   letterVerdict = iota // an attempt was spent
+	letterDone                          // it worked
+	letterPoison                        // it never will
+	letterDoubt                         // it may have taken effect: look it up from now on
+	letterDisputed                      // two results are known for the key
+	letterPaused                        // not tried, or not this letter's fault: later, for nothing
+	letterReturned                      // not tried, the context ended: as it was
+)
+
+// judge says what the answer to a redrive means. work: it was done by a function given to Handle.
+func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, failure) {
+	if work && a.err == nil {
+		return letterDone, failure{}
+	}
+	f := failureOf(a, l.effect())
+	if a.err == nil {
+		return judgeStatus(&f), f
+	}
+	if work && !f.doubt && ctx.Err() != nil && !hopeless(a.err) {
+		return letterReturned, f // it was interrupted, it did not fail
+	}
+	return judgeError(ctx, &f), f
+}
+
+func judgeStatus(f *failure) letterVerdict {
+	switch {
+	case f.status/100 == 2:
+		return letterDone
+	case f.status == http.StatusTooManyRequests:
+		f.cause = "throttled"
+		return letterPaused
+	case f.status == http.StatusUnauthorized, f.status == http.StatusPaymentRequired, f.status == http.StatusForbidden:
+		f.cause = "credentials" // of the account, not of the letter: it waits until somebody has put that right
+		return letterPaused
+	case f.doubt:
+		return letterDoubt
+	case f.status >= 500, doubtfulStatus(f.status) && f.status >= 400:
+		return letterFailed
+	}
+	f.cause = "poison" // the same request gets the same answer: a person has to look
+	return letterPoison
+}
+
+func judgeError(ctx context.Context, f *failure) letterVerdict {
+	switch {
+	case errors.Is(f.err, ErrDisputed):
+		f.doubt = true
+		return letterDisputed
+	case InDoubt(f.err):
+		return letterDoubt
+	case hopeless(f.err):
+		return letterPoison
+	case (f.refused || NotSent(f.err)) && ctx.Err() != nil:
+		return letterReturned
+	case f.refused:
+		return letterPaused
+	case f.doubt:
+		return letterDoubt
+	}
+	return letterFailed
+}
+
+func hopeless(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return errors.Is(err, ErrPoison) || errors.Is(err, ErrKeyReused) || errors.Is(err, ErrBadKey) ||
+		errors.As(err, &syntax) || errors.As(err, &kind)
+}
+
+// backoff is a random delay after n failures, up to Base doubled n times, at most Cap.
+func (d *DLQ) backoff(n int) time.Duration {
+	top := d.cfg.Cap
+	if n < 32 && d.cfg.Base < top>>n {
+		top = d.cfg.Base << n
+	}
+	return 1 + rand.N(top) //nolint:gosec // it spreads load, it guards nothing
+}
+
+// panicError is a function of the user's that panicked, or called runtime.Goexit.
+type panicError struct{ what string }
+
+func (e *panicError) Error() string { return e.what }
+
+// guard runs a function of the user's in a goroutine of its own, so that a panic or Goexit in it is an error here.
+func (d *DLQ) guard(operation string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		var err error = &panicError{"the goroutine exited"}
+		defer func() {
+			if v := recover(); v != nil {
+				err = &panicError{fmt.Sprintf("panic: %T", v)}
+			}
+			done <- err
+		}()
+		err = f()
+	}()
+	err := <-done
+	var panicked *panicError
+	if errors.As(err, &panicked) {
+		d.events.emit(Event{Kind: EventPanic, Operation: operation, Cause: "panic"})
+	}
+	return err
+}
+
+// letterKeyHash is short and the same for the same key.
+func letterKeyHash(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:6])
+}

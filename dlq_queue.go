@@ -1,0 +1,356 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Add puts a letter into the queue, for programs that park work themselves. It keeps a copy, without credentials. An empty
+// ID or Key is made; zero times mean: failed now, due after the first random delay. A letter whose key is in the queue
+// already is merged into the one there. Add never waits. It returns [ErrLettersFull] for a letter that does not fit,
+// [ErrClosed] after the queue was closed, [ErrBadKey] for a key that no call could carry, and another error for a letter
+// that names neither operation nor method, or whose id is taken.
+func (d *DLQ) Add(l Letter) error {
+	if d == nil {
+		return fmt.Errorf("%w: there is no queue", ErrLettersFull)
+	}
+	if l.Operation == "" && l.Method == "" {
+		return errors.New("dlq: a letter needs an Operation or a Method")
+	}
+	now := time.Now()
+	l.Operation = or(l.Operation, l.Method)
+	l.Cause = or(l.Cause, "caller")
+	l.NotAfter = or(l.NotAfter, l.Expires)
+	l.First = or(l.First, now)
+	l.Last = or(l.Last, l.First)
+	l.Next = or(l.Next, now.Add(d.backoff(0)))
+	l.Key = or(l.Key, uuid.NewString())
+	for _, at := range []time.Time{l.First, l.Last, l.Next} {
+		if !writable(at) {
+			return errors.New("dlq: a letter's times must lie in the years 0 to 9999")
+		}
+	}
+	if err := (&trip{key: l.Key, named: true, call: l.Call}).checkKey(); err != nil {
+		return err
+	}
+	if len(l.History) == 0 {
+		l.note(LetterAttempt{Time: l.Last, Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode})
+	}
+	_, err := d.admit(context.Background(), l, nil, false)
+	return err
+}
+
+// errNoRoom is what admitNow says when the overflow policy has to decide.
+var errNoRoom = errors.New("no room")
+
+// admit makes l a letter, by the overflow policy where it does not fit, and returns it as it is in the queue.
+func (d *DLQ) admit(ctx context.Context, l Letter, road leg, wait bool) (*Letter, error) {
+	l = l.clone()
+	l.strip()
+	l.ID = or(l.ID, newLetterID())
+	l.Leased = false
+	l.bound(l.First, d.cfg.MaxAge)
+	kept, err := d.admitNow(&l, road, wait)
+	if wait && errors.Is(err, errNoRoom) {
+		kept, err = d.admitLater(ctx, &l, road)
+	}
+	if errors.Is(err, errNoRoom) && d.cfg.Overflow == OverflowSpill {
+		kept, err = d.spill(&l)
+	}
+	if err == nil {
+		return kept, nil
+	}
+	if errors.Is(err, errNoRoom) {
+		err = ErrLettersFull
+	}
+	d.refused(&l, err)
+	return nil, err
+}
+
+// newLetterID sorts by time.
+func newLetterID() string {
+	if id, err := uuid.NewV7(); err == nil {
+		return id.String()
+	}
+	return uuid.NewString()
+}
+
+// admitNow admits l if there is room. A caller who may wait does not overtake those who do.
+func (d *DLQ) admitNow(l *Letter, road leg, waits bool) (*Letter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if waits && len(d.blocked) > 0 && d.box.byKey[l.Key] == nil {
+		return nil, errNoRoom
+	}
+	return d.place(l, road)
+}
+
+// place is admitNow under the lock.
+func (d *DLQ) place(l *Letter, road leg) (*Letter, error) {
+	if d.closed {
+		return nil, ErrClosed
+	}
+	if s := d.box.byKey[l.Key]; s != nil {
+		return d.join(s, l), nil
+	}
+	if d.box.byID[l.ID] != nil {
+		return nil, fmt.Errorf("dlq: letter %s is there already", l.ID)
+	}
+	if size := l.size(); !d.fits(1, size) && (d.cfg.Overflow != OverflowDropOldest || !d.makeRoom(size)) {
+		return nil, errNoRoom
+	}
+	d.box.insert(l, road)
+	d.counters.Admitted++
+	d.tell(EventLetterAdded, l, l.Cause)
+	d.wake()
+	return l, nil
+}
+
+// fits reports whether n letters of so many bytes have room.
+func (d *DLQ) fits(n int, size int64) bool {
+	return (d.cfg.MaxLetters < 0 || d.box.len()+n <= d.cfg.MaxLetters) &&
+		(d.cfg.MaxBytes < 0 || d.box.bytes+size <= d.cfg.MaxBytes)
+}
+
+// makeRoom drops the oldest letters until size fits; none if even dropping all that may go would not help.
+func (d *DLQ) makeRoom(size int64) bool {
+	if d.box.loose.Len() == 0 || d.cfg.MaxBytes >= 0 && d.box.bytes-d.box.looseBytes+size > d.cfg.MaxBytes {
+		return false
+	}
+	for !d.fits(1, size) {
+		s, ok := d.box.loose.Peek()
+		if !ok {
+			return false
+		}
+		d.box.remove(s)
+		d.counters.Dropped++
+		d.tell(EventLetterDropped, s.letter, "full")
+		d.report(d.cfg.OnDrop, s.letter)
+	}
+	return true
+}
+
+// admitLater waits in line for room.
+func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (*Letter, error) {
+	if d.cfg.MaxBytes >= 0 && l.size() > d.cfg.MaxBytes {
+		return nil, errNoRoom
+	}
+	turn := d.queueUp(false)
+	for {
+		select {
+		case <-ctx.Done():
+			d.leaveLine(turn)
+			return nil, errNoRoom
+		case <-turn:
+		}
+		kept, err := d.admitNow(l, road, false)
+		if !errors.Is(err, errNoRoom) {
+			d.nextInLine() // there may be room for another one
+			return kept, err
+		}
+		turn = d.queueUp(true)
+	}
+}
+
+func (d *DLQ) queueUp(first bool) chan struct{} {
+	turn := make(chan struct{})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closed || !first && len(d.blocked) == 0 && d.fits(1, 0):
+		close(turn) // room came, or the end, before the place in line
+	case first:
+		d.blocked = slices.Insert(d.blocked, 0, turn)
+	default:
+		d.blocked = append(d.blocked, turn)
+	}
+	return turn
+}
+
+func (d *DLQ) leaveLine(turn chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := slices.Index(d.blocked, turn); i >= 0 {
+		d.blocked = slices.Delete(d.blocked, i, i+1)
+		return
+	}
+	d.callNext() // it was our turn already: the next one's
+}
+
+func (d *DLQ) nextInLine() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.callNext()
+}
+
+func (d *DLQ) callNext() {
+	if len(d.blocked) > 0 {
+		close(d.blocked[0])
+		d.blocked = slices.Delete(d.blocked, 0, 1)
+	}
+}
+
+// spill hands the letter to the user's sink, which owns it from then on.
+func (d *DLQ) spill(l *Letter) (*Letter, error) {
+	if err := d.guard(l.Operation, func() error { return d.cfg.Spill(l.clone()) }); err != nil {
+		return nil, errNoRoom
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counters.Spilled++
+	d.tell(EventLetterDropped, l, "spilled")
+	return l, nil
+}
+
+func (d *DLQ) refused(l *Letter, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counters.Refused++
+	cause := "full"
+	if errors.Is(err, ErrClosed) {
+		cause = "closed"
+	}
+	d.tell(EventLetterRefused, l, cause)
+}
+
+// join merges a second failure of a key into the letter it has, and returns that.
+func (d *DLQ) join(s *letterSlot, l *Letter) *Letter {
+	d.counters.Merged++
+	last := LetterAttempt{Time: l.Last, Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode}
+	d.box.change(s, func(old *Letter) { d.failAgain(old, last, l.InDoubt, true) })
+	d.tell(EventLetterAdded, s.letter, "merged")
+	d.wake()
+	return s.letter
+}
+
+// failAgain notes another failure reported by a caller. Whoever calls again wants it done: so a letter that was given up
+// begins anew, and one is never given up by this.
+func (d *DLQ) failAgain(l *Letter, a LetterAttempt, doubt, counts bool) {
+	l.note(a)
+	l.InDoubt = l.InDoubt || doubt
+	if (l.Parked || l.Superseded) && !l.Redacted {
+		d.revive(l, time.Now())
+		l.Next = a.Time.Add(d.backoff(0))
+	}
+	if counts && (d.cfg.Attempts < 0 || l.Attempts < d.cfg.Attempts-1) {
+		l.Attempts++
+	}
+}
+
+// revive makes a letter as good as new, except that it keeps its history and what is known about its key.
+func (d *DLQ) revive(l *Letter, now time.Time) {
+	l.Attempts, l.Parked, l.ParkedReason, l.Superseded = 0, false, "", false
+	l.Next = now
+	l.bound(now, d.cfg.MaxAge)
+}
+
+// merge gives a letter back whose lease a failed call held, and returns it; nil when it is gone. A caller who took the
+// call back has not failed.
+func (d *DLQ) merge(held holding, f failure, own bool) *Letter {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.holdsLease(held.slot, held.token) {
+		return nil
+	}
+	s := held.slot
+	s.token = 0
+	if !own {
+		d.counters.Merged++
+	}
+	d.box.change(s, func(l *Letter) {
+		if own && !f.doubt {
+			return
+		}
+		d.failAgain(l, f.attempt(time.Now()), f.doubt, !f.refused)
+		l.Next = l.Last.Add(max(d.backoff(l.Attempts), f.after))
+	})
+	if !own {
+		d.tell(EventLetterAdded, s.letter, "merged")
+	}
+	d.wake()
+	return s.letter
+}
+
+// letGo gives a lease back after a panic.
+func (d *DLQ) letGo(held holding, once bool) {
+	if held.slot == nil {
+		return
+	}
+	d.merge(held, failure{cause: "panic", doubt: once}, false)
+}
+
+// holdsLease reports whether the lease is still the one that token stands for. A stale one changes nothing.
+func (d *DLQ) holdsLease(s *letterSlot, token uint64) bool {
+	return s != nil && token != 0 && s.token == token
+}
+
+// ack removes a letter whose write has happened.
+func (d *DLQ) ack(s *letterSlot, cause string, status int) {
+	d.box.remove(s)
+	d.counters.Acked++
+	l := *s.letter
+	l.StatusCode = status
+	d.tell(EventLetterDone, &l, cause)
+	d.roomCame()
+}
+
+// roomCame lets the first of those who wait for room try.
+func (d *DLQ) roomCame() {
+	d.callNext()
+	d.wake()
+}
+
+// supersede marks the letters for resource that are older than a write that worked.
+func (d *DLQ) supersede(resource string, began time.Time) {
+	if resource == "" {
+		return
+	}
+	for s := d.box.olderThan(resource, began); s != nil; s = d.box.olderThan(resource, began) {
+		d.box.change(s, func(l *Letter) { l.Superseded = true })
+		d.counters.Overtaken++
+		d.tell(EventLetterParked, s.letter, "superseded")
+	}
+}
+
+// park gives a letter up and reports it.
+func (d *DLQ) park(s *letterSlot, reason string, edit func(*Letter)) {
+	d.box.change(s, func(l *Letter) {
+		edit(l)
+		l.Parked, l.ParkedReason = true, reason
+	})
+	s.waits = 0
+	d.counters.GivenUp++
+	if reason == "expired" {
+		d.counters.Expired++
+	}
+	d.tell(EventLetterParked, s.letter, reason)
+	d.report(d.cfg.OnParked, s.letter)
+	d.wake()
+}
+
+// sweep parks the letters whose time is over.
+func (d *DLQ) sweep(now time.Time) {
+	for s := d.box.overdue(now); s != nil; s = d.box.overdue(now) {
+		d.park(s, "expired", func(*Letter) {})
+	}
+}
+
+// tell reports what happened to a letter.
+func (d *DLQ) tell(kind EventKind, l *Letter, cause string) {
+	d.events.emit(Event{
+		Kind: kind, Operation: l.Operation, KeyHash: letterKeyHash(l.Key), LetterID: l.ID, StatusCode: l.StatusCode,
+		Attempt: l.Attempts, Cause: cause, Count: d.box.len(),
+	})
+}
+
+// report hands a copy of a letter to a callback of the user's, after the lock is released.
+func (d *DLQ) report(callback func(Letter), l *Letter) {
+	if callback != nil {
+		d.events.call(func() { callback(l.clone()) })
+	}
+}

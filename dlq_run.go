@@ -1,0 +1,239 @@
+package resilience
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// run redrives letters as they fall due, until ctx ends or the queue is closed. It then waits for the redrives that it
+// started, whose context is ctx. Nothing runs while nothing is due.
+func (d *DLQ) run(ctx context.Context) error {
+	if d == nil {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	var redrives sync.WaitGroup
+	defer redrives.Wait()
+	paused := false
+	for ctx.Err() == nil {
+		changed := d.watch()
+		step := d.next(time.Now())
+		if step.ready {
+			if step.pause = d.mustPause(&paused); step.pause == 0 {
+				if ls, _ := d.take(ctx); ls != nil {
+					d.spendRate()
+					redrives.Go(func() { d.redrive(ls) })
+				}
+				continue
+			}
+		}
+		if step.closed {
+			return nil
+		}
+		sleep(ctx, step.wait(), changed)
+	}
+	return context.Cause(ctx)
+}
+
+// runStep is what the runner does next: redrive, or sleep until one of the times that are set.
+type runStep struct {
+	closed, ready      bool
+	due, expiry, pause time.Duration // from now; 0: not set
+}
+
+func (s runStep) wait() (least time.Duration) {
+	for _, d := range []time.Duration{s.due, s.expiry, s.pause} {
+		if d > 0 && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	return least
+}
+
+// next looks at what is due. It parks what has expired, for that does not wait for a pause to end.
+func (d *DLQ) next(now time.Time) (s runStep) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return runStep{closed: true}
+	}
+	d.sweep(now)
+	if expiry := d.box.nextExpiry(); !expiry.IsZero() {
+		s.expiry = max(expiry.Sub(now), 1)
+	}
+	due := d.box.nextDue()
+	if due.IsZero() || len(d.running) >= d.cfg.Concurrency {
+		return s // the next change comes first
+	}
+	if d.nextSend.After(due) {
+		due = d.nextSend
+	}
+	if s.ready = !due.After(now); !s.ready {
+		s.due = due.Sub(now)
+	}
+	return s
+}
+
+// mustPause asks the stack whether redriving makes sense now, and reports when it stops making sense.
+func (d *DLQ) mustPause(paused *bool) time.Duration {
+	if d.paused == nil {
+		return 0
+	}
+	no, wait := d.paused()
+	if no && !*paused {
+		d.events.emit(Event{Kind: EventRedrivePaused, Cause: "open", Duration: wait})
+	}
+	*paused = no
+	switch {
+	case !no:
+		return 0
+	case wait <= 0:
+		return time.Second
+	}
+	return wait
+}
+
+func (d *DLQ) spendRate() {
+	if d.cfg.Rate < 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.nextSend = time.Now().Add(time.Duration(float64(time.Second) / d.cfg.Rate))
+}
+
+// watch returns a channel that is closed at the next change.
+func (d *DLQ) watch() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.changed == nil {
+		d.changed = make(chan struct{})
+	}
+	return d.changed
+}
+
+// wake tells those who watch that something changed; the lock is held.
+func (d *DLQ) wake() {
+	if d.changed != nil {
+		close(d.changed)
+		d.changed = nil
+	}
+}
+
+// sleep waits for the time (0: for ever), the change or the end.
+func sleep(ctx context.Context, wait time.Duration, changed <-chan struct{}) {
+	var over <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		over = timer.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-over:
+	case <-changed:
+	}
+}
+
+// close ends redriving and waits for the redrives under way and for callbacks, until ctx ends: then it takes the context
+// of what still runs away, and says how many there were. Letters stay, for List and Export; none is lost by closing.
+func (d *DLQ) close(ctx context.Context) error {
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	d.closed = true
+	for len(d.blocked) > 0 {
+		d.callNext()
+	}
+	d.wake()
+	d.mu.Unlock()
+	for {
+		changed := d.watch()
+		n := d.underWay()
+		if n == 0 {
+			return d.events.drain(ctx)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			d.abandon()
+			return fmt.Errorf("dlq: %d redrives had not ended: %w", n, context.Cause(ctx))
+		}
+	}
+}
+
+func (d *DLQ) underWay() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.running)
+}
+
+func (d *DLQ) abandon() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, cancel := range d.running {
+		cancel(ErrClosed)
+	}
+}
+
+// DLQStats is a [DLQ] in numbers. At every moment Admitted = Acked + Deleted + Dropped + Letters.
+type DLQStats struct {
+	Letters    int // all there are, the sum of the next five
+	Waiting    int
+	InDoubt    int // waiting to be looked up
+	Leased     int // being redriven, or in the hands of a call with the same key
+	Parked     int
+	Superseded int
+
+	Bytes     int64         // as counted against MaxBytes
+	OldestAge time.Duration // since the first try of the oldest letter neither parked nor superseded; 0: there is none
+	NextDue   time.Time     // of the next redrive; zero: none waits
+	Blocked   int           // callers who wait for room
+	Running   int           // redrives under way
+
+	DLQCounters
+	Delivery DeliveryStats
+}
+
+// DLQCounters count since the queue was made.
+type DLQCounters struct {
+	Admitted uint64 // letters that came in, by import as well
+	Acked    uint64 // letters whose write has happened
+	Deleted  uint64 // by Delete
+	Dropped  uint64 // by OverflowDropOldest
+
+	Merged   uint64 // failures that joined the letter of their key
+	Refused  uint64 // letters that did not fit, or came after Close: their writes stayed with the callers
+	Spilled  uint64 // letters that Spill took
+	Redriven uint64 // times a letter was taken up, look-ups and refusals included
+	Failed   uint64 // attempts spent
+	Paused   uint64 // redrives put off without spending an attempt
+
+	GivenUp   uint64 // times a letter was parked
+	Expired   uint64 // of these, because its time was over
+	Overtaken uint64 // letters superseded
+}
+
+// Stats returns the numbers at this moment. It changes nothing.
+func (d *DLQ) Stats() DLQStats {
+	if d == nil {
+		return DLQStats{}
+	}
+	now := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.box.states
+	s := DLQStats{
+		Letters: d.box.len(), Waiting: n[LetterWaiting], InDoubt: n[LetterInDoubt], Leased: n[LetterLeased],
+		Parked: n[LetterParked], Superseded: n[LetterSuperseded],
+		Bytes: d.box.bytes, NextDue: d.box.nextDue(), Blocked: len(d.blocked), Running: len(d.running),
+		DLQCounters: d.counters, Delivery: d.events.stats(),
+	}
+	if oldest, ok := d.box.active.Peek(); ok {
+		s.OldestAge = max(0, now.Sub(oldest.letter.First))
+	}
+	return s
+}

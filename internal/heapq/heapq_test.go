@@ -1,0 +1,66 @@
+package heapq
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+type item struct{ key, at int }
+
+func newQueue() *Queue[*item] {
+	return New(func(a, b *item) bool { return a.key < b.key }, func(x *item) *int { return &x.at })
+}
+
+func TestItemsComeOutInOrderWhateverHappensToThem(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		q := newQueue()
+		var in []*item
+		for range 200 {
+			switch n := rng.IntN(4); {
+			case n < 2 || len(in) == 0:
+				x := &item{key: rng.IntN(50)}
+				q.Push(x)
+				in = append(in, x)
+			case n == 2:
+				x := in[rng.IntN(len(in))]
+				x.key = rng.IntN(50)
+				q.Push(x)
+			default:
+				i := rng.IntN(len(in))
+				in[i].key = rng.IntN(50) // it may have changed since
+				require.True(t, q.Remove(in[i]))
+				require.False(t, q.Remove(in[i]))
+				require.False(t, q.Has(in[i]))
+				in = slices.Delete(in, i, i+1)
+			}
+			require.Equal(t, len(in), q.Len())
+		}
+		last := -1
+		for range in {
+			x, ok := q.Pop()
+			require.True(t, ok)
+			require.GreaterOrEqual(t, x.key, last)
+			last = x.key
+		}
+		_, ok := q.Pop()
+		require.False(t, ok)
+	}
+}
+
+func TestMemoryComesBackAfterABurst(t *testing.T) {
+	q := newQueue()
+	for i := range 100_000 {
+		q.Push(&item{key: i})
+	}
+	for range 99_990 {
+		q.Pop()
+	}
+	require.Less(t, cap(q.items), 2048)
+	require.Equal(t, 10, q.Len())
+	x, _ := q.Peek()
+	require.Equal(t, 99_990, x.key)
+}

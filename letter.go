@@ -1,0 +1,229 @@
+package resilience
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+)
+
+// A Letter is a write that failed and that the dead-letter queue now owns. It holds all that is needed to send the request
+// again, except credentials: Authorization, Cookie, Proxy-Authorization, X-Api-Key and a user in the URL are taken out,
+// and DLQConfig.Authorize puts the current ones on a redrive. Body, Header and URL are the caller's and may hold personal
+// data; Cause, Detail, ParkedReason and History do not. Letters that the queue hands out are copies.
+type Letter struct {
+	// ID names the letter; ids sort by time. Add makes one where it is empty.
+	ID string
+	// Operation as in [Call]; it picks the function given to [DLQ.Handle].
+	Operation string
+	// Key is the idempotency key that every redrive carries. Add makes one where it is empty.
+	Key string
+	// Named: the caller named the key.
+	Named bool
+	// Call describes the request for its redrives, which run at bulk priority and with the default budget. Params are not kept.
+	Call Call
+
+	// Method, URL, Host, Header and Body are the request. A letter without Method needs a [DLQ.Handle] function. Host is
+	// empty unless it differs from the URL's. For work run by Do, Body is Call.Params as JSON.
+	Method string
+	URL    string
+	Host   string
+	Header http.Header
+	Body   []byte
+	// NeedsAuth: the request carried credentials, so a redrive needs DLQConfig.Authorize.
+	NeedsAuth bool
+
+	// Cause of the last failure, one word of a closed set: "status", "transport", "timeout", "open", "full", "closed",
+	// "store", "in-flight", "canceled", "panic", "throttled", "credentials", "authorize", "no-authorize", "no-road",
+	// "in-doubt", "disputed", "key", "poison", "unknown-operation", "undecodable", "redacted", "caller" (Add without one).
+	Cause string
+	// Detail is a short text beside Cause.
+	Detail string
+	// StatusCode of the last answer; 0: there was none.
+	StatusCode int
+
+	// Attempts counts the redrives that failed since the letter came, or was requeued; refusals of our own do not count.
+	Attempts int
+	// Redrives counts every time the letter was taken up, look-ups of its key and refused ones included.
+	Redrives int
+	// First is when the first try began, Last when the last one ended, Next when the next is due.
+	First, Last, Next time.Time
+	// Expires is when redriving ends: MaxAge after First (or after the last requeue), or NotAfter if that is earlier.
+	// Zero: never. Add takes it as NotAfter where that is zero.
+	Expires time.Time
+	// NotAfter is what [WithExpiry] said; requeueing does not move it. Zero: nothing.
+	NotAfter time.Time
+
+	// InDoubt: the request may have taken effect. Such a letter is looked up, never sent.
+	InDoubt bool
+	// Parked: redriving has given the letter up, see ParkedReason. It stays until it is requeued, deleted, or settled.
+	Parked bool
+	// ParkedReason is "attempts", "poison", "expired", "disputed" or "redacted".
+	ParkedReason string
+	// Superseded: a later write to the same resource succeeded, so the letter is kept and never sent.
+	Superseded bool
+	// Redacted: DLQConfig.Redact changed the request before it was exported, so it is never sent.
+	Redacted bool
+	// Leased: a redrive, or a call with the same key, is at it now.
+	Leased bool
+
+	// History is the first failure and the last eight.
+	History []LetterAttempt
+}
+
+// LetterAttempt is one failure in the life of a [Letter].
+type LetterAttempt struct {
+	Time       time.Time
+	Cause      string
+	Detail     string
+	StatusCode int
+}
+
+// LetterState is what a [Letter] is doing; each letter is in exactly one.
+type LetterState uint8
+
+// The states of a letter. LetterAny is for filters only.
+const (
+	LetterAny        LetterState = iota
+	LetterWaiting                // for its due time
+	LetterInDoubt                // waiting for its next look-up
+	LetterLeased                 // a redrive, or a call with the same key, is at it
+	LetterParked                 // given up, a person has to look
+	LetterSuperseded             // a later write made it pointless
+	letterStates
+)
+
+// String returns "any", "waiting", "in-doubt", "leased", "parked" or "superseded".
+func (s LetterState) String() string {
+	return nameOf(int(s), "any", "waiting", "in-doubt", "leased", "parked", "superseded")
+}
+
+// State says what the letter is doing.
+func (l *Letter) State() LetterState {
+	switch {
+	case l.Leased:
+		return LetterLeased
+	case l.Superseded:
+		return LetterSuperseded
+	case l.Parked:
+		return LetterParked
+	case l.InDoubt:
+		return LetterInDoubt
+	}
+	return LetterWaiting
+}
+
+// LetterFilter chooses letters; zero fields choose all.
+type LetterFilter struct {
+	State     LetterState
+	Operation string
+	Resource  string
+	Limit     int // at most this many, the oldest; 0: no limit
+}
+
+func (f LetterFilter) matches(l *Letter) bool {
+	return (f.State == LetterAny || f.State == l.State()) &&
+		(f.Operation == "" || f.Operation == l.Operation) &&
+		(f.Resource == "" || f.Resource == l.Call.Resource)
+}
+
+// ErrPoison is for functions given to [DLQ.Handle]: an error that is ErrPoison says that the letter can never succeed, so
+// it is parked at once.
+var ErrPoison = errors.New("letter can never succeed")
+
+// ErrNoLetter: there is no letter with that id.
+var ErrNoLetter = errors.New("no such letter")
+
+// ErrLetterBusy: a redrive, or a call with the same key, is at the letter now. Try again when it is over.
+var ErrLetterBusy = errors.New("letter is being redriven")
+
+// credentialHeaders never enter a letter.
+var credentialHeaders = [...]string{"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key"}
+
+// clone shares nothing with l.
+func (l *Letter) clone() Letter {
+	c := *l
+	c.Call.Params = nil
+	c.Header = l.Header.Clone()
+	c.Body = bytes.Clone(l.Body)
+	c.History = slices.Clone(l.History)
+	return c
+}
+
+// strip takes credentials out of a letter whose header is its own, and notes that there were some.
+func (l *Letter) strip() {
+	for name := range l.Header {
+		canonical := http.CanonicalHeaderKey(name)
+		if slices.Contains(credentialHeaders[:], canonical) {
+			l.NeedsAuth = true
+			delete(l.Header, name)
+		}
+		if slices.Contains(keyHeaders[:], canonical) {
+			delete(l.Header, name) // the key travels in the context
+		}
+	}
+	if u, err := url.Parse(l.URL); err == nil && u.User != nil {
+		l.NeedsAuth = true
+		u.User = nil
+		l.URL = u.String()
+	}
+}
+
+// effect is unset only for work that is not HTTP and whose effect nobody named.
+func (l *Letter) effect() Effect {
+	if l.Call.Effect == EffectUnset && l.Method != "" {
+		return effectOf(l.Method)
+	}
+	return l.Call.Effect
+}
+
+// letterOverhead is charged for what is not counted byte by byte: the struct, its history, its places in the indexes.
+const letterOverhead = 2 << 10
+
+func (l *Letter) size() int64 {
+	n := letterOverhead + len(l.ID) + len(l.Operation) + len(l.Key) + len(l.Method) + len(l.URL) + len(l.Host) + len(l.Body)
+	n += len(l.Call.Operation) + len(l.Call.Resource)
+	for name, values := range l.Header {
+		n += len(name)
+		for _, v := range values {
+			n += len(v)
+		}
+	}
+	return int64(n)
+}
+
+const maxLetterHistory = 9 // the first failure and the last eight
+
+// note adds a failure to a copy of the history, for copies of the letter may share the old one.
+func (l *Letter) note(a LetterAttempt) {
+	l.Cause, l.Detail, l.StatusCode, l.Last = a.Cause, a.Detail, a.StatusCode, a.Time
+	h := make([]LetterAttempt, 0, min(len(l.History)+1, maxLetterHistory))
+	if len(l.History) < maxLetterHistory {
+		h = append(h, l.History...)
+	} else {
+		h = append(h, l.History[0])
+		h = append(h, l.History[len(l.History)-maxLetterHistory+2:]...)
+	}
+	l.History = append(h, a)
+}
+
+// bound works out Expires from the time at which MaxAge begins. maxAge < 0: none.
+func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
+	if !writable(l.NotAfter) {
+		l.NotAfter = time.Time{} // so far away that it is no bound
+	}
+	l.Expires = l.NotAfter
+	if maxAge < 0 {
+		return
+	}
+	if end := begin.Add(maxAge); l.NotAfter.IsZero() || end.Before(l.NotAfter) {
+		l.Expires = end
+	}
+}
+
+func (l *Letter) expired(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
+
+// writable reports whether a time can be exported: JSON knows four digits for a year.
+func writable(t time.Time) bool { return t.Year() >= 0 && t.Year() <= 9999 }

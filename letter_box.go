@@ -1,0 +1,253 @@
+package resilience
+
+import (
+	"slices"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/heapq"
+)
+
+// letterBox keeps letters in memory and finds them by id, key, resource, due time and age, each in O(log n). It is the
+// seam for a durable store: every change goes through insert, change and remove. It is not safe for concurrent use, and
+// decides nothing: that is the queue's business.
+//
+// A letter in the box is never changed in place, a changed copy takes its place. So whoever read the pointer under the
+// lock may go on reading without it.
+type letterBox struct {
+	byID       map[string]*letterSlot
+	byKey      map[string]*letterSlot
+	byResource map[string]*heapq.Queue[*letterSlot] // oldest first; superseded letters are no longer in it
+
+	waiting  *heapq.Queue[*letterSlot] // by Next
+	ready    *heapq.Queue[*letterSlot] // was due when somebody last looked; oldest first
+	expiring *heapq.Queue[*letterSlot] // by Expires: waiting and ready ones
+	active   *heapq.Queue[*letterSlot] // oldest first: not parked, not superseded
+	loose    *heapq.Queue[*letterSlot] // oldest first: what may be dropped to make room
+
+	bytes, looseBytes int64
+	states            [letterStates]int
+	seq, token        uint64
+}
+
+// letterSlot is a letter's place in the box.
+type letterSlot struct {
+	letter *Letter
+	size   int64
+	seq    uint64
+	token  uint64 // of the lease; 0: none
+	road   leg    // by which it came; nil: the first
+	waits  int    // refusals and look-ups in a row, for the backoff between them
+
+	atWaiting, atReady, atExpiring, atActive, atLoose, atResource int
+}
+
+func newLetterBox() *letterBox {
+	due := func(a, b *letterSlot) bool { return earlier(a.letter.Next, b.letter.Next, a, b) }
+	end := func(a, b *letterSlot) bool { return earlier(a.letter.Expires, b.letter.Expires, a, b) }
+	return &letterBox{
+		byID:       map[string]*letterSlot{},
+		byKey:      map[string]*letterSlot{},
+		byResource: map[string]*heapq.Queue[*letterSlot]{},
+		waiting:    heapq.New(due, func(s *letterSlot) *int { return &s.atWaiting }),
+		ready:      heapq.New(older, func(s *letterSlot) *int { return &s.atReady }),
+		expiring:   heapq.New(end, func(s *letterSlot) *int { return &s.atExpiring }),
+		active:     heapq.New(older, func(s *letterSlot) *int { return &s.atActive }),
+		loose:      heapq.New(older, func(s *letterSlot) *int { return &s.atLoose }),
+	}
+}
+
+func older(a, b *letterSlot) bool { return earlier(a.letter.First, b.letter.First, a, b) }
+
+// earlier compares two times of two letters; of equal ones the letter that came first is first.
+func earlier(x, y time.Time, a, b *letterSlot) bool {
+	if x.Equal(y) {
+		return a.seq < b.seq
+	}
+	return x.Before(y)
+}
+
+func (b *letterBox) len() int { return len(b.byID) }
+
+// insert takes over l, whose id and key must be new.
+func (b *letterBox) insert(l *Letter, road leg) *letterSlot {
+	b.seq++
+	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road}
+	b.byID[l.ID], b.byKey[l.Key] = s, s
+	b.bytes += s.size
+	b.states[l.State()]++
+	b.place(s)
+	return s
+}
+
+// change puts an edited copy in the place of the letter. edit must not touch what size counts, nor First.
+func (b *letterBox) change(s *letterSlot, edit func(*Letter)) {
+	l := *s.letter
+	edit(&l)
+	l.Leased = s.token != 0
+	b.states[s.letter.State()]--
+	b.states[l.State()]++
+	s.letter = &l
+	b.place(s)
+}
+
+func (b *letterBox) remove(s *letterSlot) {
+	delete(b.byID, s.letter.ID)
+	delete(b.byKey, s.letter.Key)
+	b.bytes -= s.size
+	b.states[s.letter.State()]--
+	s.token = 0
+	for _, q := range b.queues() {
+		q.Remove(s)
+	}
+	b.loosen(s, false)
+	b.leaveResource(s)
+}
+
+// queues are those that a slot can simply be taken out of.
+func (b *letterBox) queues() [4]*heapq.Queue[*letterSlot] {
+	return [...]*heapq.Queue[*letterSlot]{b.waiting, b.ready, b.expiring, b.active}
+}
+
+// place brings every index up to date with the letter.
+func (b *letterBox) place(s *letterSlot) {
+	l, state := s.letter, s.letter.State()
+	b.ready.Remove(s)
+	idle := state == LetterWaiting || state == LetterInDoubt
+	keep(b.waiting, s, idle)
+	keep(b.expiring, s, idle && !l.Expires.IsZero())
+	keep(b.active, s, !l.Parked && !l.Superseded)
+	b.loosen(s, state != LetterLeased && !l.InDoubt)
+	switch {
+	case l.Superseded:
+		b.leaveResource(s)
+	case l.Call.Resource != "" && s.atResource == 0:
+		b.joinResource(s)
+	}
+}
+
+func keep(q *heapq.Queue[*letterSlot], s *letterSlot, in bool) {
+	if in {
+		q.Push(s)
+		return
+	}
+	q.Remove(s)
+}
+
+func (b *letterBox) loosen(s *letterSlot, loose bool) {
+	switch was := b.loose.Has(s); {
+	case loose && !was:
+		b.loose.Push(s)
+		b.looseBytes += s.size
+	case !loose && was:
+		b.loose.Remove(s)
+		b.looseBytes -= s.size
+	}
+}
+
+func (b *letterBox) joinResource(s *letterSlot) {
+	q := b.byResource[s.letter.Call.Resource]
+	if q == nil {
+		q = heapq.New(older, func(s *letterSlot) *int { return &s.atResource })
+		b.byResource[s.letter.Call.Resource] = q
+	}
+	q.Push(s)
+}
+
+func (b *letterBox) leaveResource(s *letterSlot) {
+	if s.atResource == 0 {
+		return
+	}
+	q := b.byResource[s.letter.Call.Resource]
+	q.Remove(s)
+	if q.Len() == 0 {
+		delete(b.byResource, s.letter.Call.Resource)
+	}
+}
+
+// olderThan returns one letter for resource that began before t.
+func (b *letterBox) olderThan(resource string, t time.Time) *letterSlot {
+	q := b.byResource[resource]
+	if q == nil {
+		return nil
+	}
+	if s, ok := q.Peek(); ok && s.letter.First.Before(t) {
+		return s
+	}
+	return nil
+}
+
+// overdue returns one waiting letter whose time is over.
+func (b *letterBox) overdue(now time.Time) *letterSlot {
+	if s, ok := b.expiring.Peek(); ok && s.letter.expired(now) {
+		return s
+	}
+	return nil
+}
+
+// oldestDue returns the oldest of the letters that are due.
+func (b *letterBox) oldestDue(now time.Time) *letterSlot {
+	for {
+		s, ok := b.waiting.Peek()
+		if !ok || s.letter.Next.After(now) {
+			break
+		}
+		b.waiting.Remove(s)
+		b.ready.Push(s)
+	}
+	s, _ := b.ready.Peek()
+	return s
+}
+
+// nextDue is when the next letter is due; zero: none waits.
+func (b *letterBox) nextDue() time.Time {
+	if s, ok := b.ready.Peek(); ok {
+		return s.letter.Next
+	}
+	if s, ok := b.waiting.Peek(); ok {
+		return s.letter.Next
+	}
+	return time.Time{}
+}
+
+// nextExpiry is when the time of the next waiting letter is over; zero: never.
+func (b *letterBox) nextExpiry() time.Time {
+	if s, ok := b.expiring.Peek(); ok {
+		return s.letter.Expires
+	}
+	return time.Time{}
+}
+
+// lease marks the letter as taken. Whoever wants to change it afterwards shows the token.
+func (b *letterBox) lease(s *letterSlot) uint64 {
+	b.token++
+	s.token = b.token
+	b.change(s, func(*Letter) {})
+	return s.token
+}
+
+// snapshot returns all letters, in no order: sortLetters needs no lock.
+func (b *letterBox) snapshot() []letterView {
+	all := make([]letterView, 0, len(b.byID))
+	for _, s := range b.byID {
+		all = append(all, letterView{s.letter, s.seq})
+	}
+	return all
+}
+
+// letterView is a letter as it was at one moment.
+type letterView struct {
+	letter *Letter
+	seq    uint64
+}
+
+func sortLetters(all []letterView) {
+	slices.SortFunc(all, func(x, y letterView) int {
+		if c := x.letter.First.Compare(y.letter.First); c != 0 {
+			return c
+		}
+		if x.seq < y.seq {
+			return -1
+		}
+		return 1
+	})
+}

@@ -30,10 +30,8 @@ func (d *DLQ) Add(l Letter) error {
 	l.Last = or(l.Last, l.First)
 	l.Next = or(l.Next, now.Add(d.backoff(0)))
 	l.Key = or(l.Key, uuid.NewString())
-	for _, at := range []time.Time{l.First, l.Last, l.Next} {
-		if !writable(at) {
-			return errors.New("dlq: a letter's times must lie in the years 0 to 9999")
-		}
+	if !l.writable() {
+		return errors.New("dlq: a letter's times must lie in the years 0 to 9999")
 	}
 	if err := (&trip{key: l.Key, named: true, call: l.Call}).checkKey(); err != nil {
 		return err

@@ -225,5 +225,13 @@ func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
 
 func (l *Letter) expired(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
 
+func (l *Letter) writable() bool {
+	ok := writable(l.First) && writable(l.Last) && writable(l.Next)
+	for _, a := range l.History {
+		ok = ok && writable(a.Time)
+	}
+	return ok
+}
+
 // writable reports whether a time can be exported: JSON knows four digits for a year.
 func writable(t time.Time) bool { return t.Year() >= 0 && t.Year() <= 9999 }

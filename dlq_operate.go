@@ -95,7 +95,7 @@ func (d *DLQ) requeue(s *letterSlot, now time.Time) error {
 func (d *DLQ) RequeueAll() int {
 	n := 0
 	for _, v := range d.view() {
-		if v.letter.State() == LetterParked && d.Requeue(v.letter.ID) == nil {
+		if v.letter.state() == LetterParked && d.Requeue(v.letter.ID) == nil {
 			n++
 		}
 	}

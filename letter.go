@@ -101,7 +101,9 @@ func (s LetterState) String() string {
 }
 
 // State says what the letter is doing.
-func (l *Letter) State() LetterState {
+func (l Letter) State() LetterState { return l.state() }
+
+func (l *Letter) state() LetterState {
 	switch {
 	case l.Leased:
 		return LetterLeased
@@ -124,7 +126,7 @@ type LetterFilter struct {
 }
 
 func (f LetterFilter) matches(l *Letter) bool {
-	return (f.State == LetterAny || f.State == l.State()) &&
+	return (f.State == LetterAny || f.State == l.state()) &&
 		(f.Operation == "" || f.Operation == l.Operation) &&
 		(f.Resource == "" || f.Resource == l.Call.Resource)
 }

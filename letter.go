@@ -220,7 +220,7 @@ func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
 	if maxAge < 0 {
 		return
 	}
-	if end := begin.Add(maxAge); l.NotAfter.IsZero() || end.Before(l.NotAfter) {
+	if end := begin.Add(maxAge); writable(end) && (l.NotAfter.IsZero() || end.Before(l.NotAfter)) {
 		l.Expires = end
 	}
 }
@@ -236,4 +236,4 @@ func (l *Letter) writable() bool {
 }
 
 // writable reports whether a time can be exported: JSON knows four digits for a year.
-func writable(t time.Time) bool { return t.Year() >= 0 && t.Year() <= 9999 }
+func writable(t time.Time) bool { return t.UTC().Year() >= 0 && t.UTC().Year() <= 9999 }

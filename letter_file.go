@@ -144,10 +144,7 @@ func (d *DLQ) Import(r io.Reader) error {
 func (d *DLQ) readLetters(r io.Reader) ([]*Letter, error) {
 	in := letterReader{in: bufio.NewReader(r), sum: sha256.New(), limit: d.lineLimit()}
 	var h letterHeader
-	line, err := in.line()
-	if err == nil {
-		err = decodeLine(line, &h)
-	}
+	err := in.value(&h)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("header: %w", err)
@@ -206,14 +203,19 @@ func (r *letterReader) line() ([]byte, error) {
 	}
 }
 
-func (r *letterReader) letter() (*Letter, error) {
+// value decodes the next line, and counts it into the checksum.
+func (r *letterReader) value(v any) error {
 	line, err := r.line()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r.sum.Write(line)
+	return decodeLine(line, v)
+}
+
+func (r *letterReader) letter() (*Letter, error) {
 	var wire letterLine
-	if err := decodeLine(line, &wire); err != nil {
+	if err := r.value(&wire); err != nil {
 		return nil, err
 	}
 	return wire.letter()
@@ -328,7 +330,7 @@ func (w letterLine) letter() (*Letter, error) {
 		ID: string(w.ID), Operation: string(w.Operation), Key: string(w.Key), Named: w.Named,
 		Method: w.Method, URL: string(w.URL), Host: string(w.Host), Body: w.Body, NeedsAuth: w.NeedsAuth,
 		Cause: w.Cause, Detail: w.Detail, StatusCode: w.StatusCode, Attempts: w.Attempts, Redrives: w.Redrives,
-		First: w.First, Last: w.Last, Next: w.Next, Expires: w.Expires, NotAfter: w.NotAfter, InDoubt: w.InDoubt,
+		First: w.First.UTC(), Last: w.Last.UTC(), Next: w.Next.UTC(), Expires: w.Expires.UTC(), NotAfter: w.NotAfter.UTC(), InDoubt: w.InDoubt,
 		Parked: w.Parked, ParkedReason: w.ParkedReason, Superseded: w.Superseded, Redacted: w.Redacted,
 	}
 	l.Call.Operation, l.Call.Resource = string(w.Call.Operation), string(w.Call.Resource)
@@ -346,8 +348,6 @@ func (w letterLine) letter() (*Letter, error) {
 		return nil, errors.New("an effect, priority or class that is not known")
 	case l.Attempts < 0 || l.Redrives < 0 || len(w.History) > maxLetterHistory:
 		return nil, errors.New("a number is out of bounds")
-	case l.First.IsZero() || l.Next.IsZero():
-		return nil, errors.New("a time is missing")
 	}
 	for name, values := range w.Header {
 		if l.Header == nil {
@@ -358,7 +358,11 @@ func (w letterLine) letter() (*Letter, error) {
 		}
 	}
 	for _, a := range w.History {
+		a.Time = a.Time.UTC()
 		l.History = append(l.History, LetterAttempt(a))
+	}
+	if l.First.IsZero() || l.Next.IsZero() || !l.writable() || !writable(l.Expires) || !writable(l.NotAfter) {
+		return nil, errors.New("a time is missing or out of bounds")
 	}
 	l.strip()
 	if l.Redacted && !l.Parked {

@@ -20,10 +20,10 @@ func BenchmarkDLQ(b *testing.B) {
 				}
 			}
 		})
-		b.Run(fmt.Sprintf("letters=%d/lease+fail", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("letters=%d/lease+return", n), func(b *testing.B) {
 			for b.Loop() {
 				ls, _ := d.take(b.Context())
-				d.conclude(ls, letterPaused, failure{}, 0)
+				d.conclude(ls, letterReturned, failure{}, 0)
 				d.finish(ls)
 			}
 		})

@@ -468,7 +468,7 @@ func TestDLQEventsShowNoKeyAndNoCallbackHarms(t *testing.T) {
 		Attempts: 1, OnParked: func(Letter) { panic("x") },
 		OnEvent: func(e Event) { mu.Lock(); defer mu.Unlock(); events = append(events, e) },
 	})
-	d.Handle("op", func(context.Context, Letter) error { return errors.New("+1 555 0100") })
+	d.Handle("op", func(context.Context, Letter) error { return errors.New("call +1 555 0100") })
 	require.NoError(t, d.Add(Letter{Operation: "op", Key: "secret-key", Next: time.Now()}))
 	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
 	require.NoError(t, d.events.drain(t.Context()))
@@ -477,10 +477,10 @@ func TestDLQEventsShowNoKeyAndNoCallbackHarms(t *testing.T) {
 	require.Len(t, events, 3)
 	for _, e := range events {
 		require.NotContains(t, fmt.Sprintf("%+v", e), "secret-key")
-		require.NotContains(t, fmt.Sprintf("%+v", e), "555")
+		require.NotContains(t, fmt.Sprintf("%+v", e), "call +1")
 		require.Len(t, e.KeyHash, 12)
 	}
-	require.NotContains(t, dlqOnly(t, d).Detail, "555")
+	require.NotContains(t, dlqOnly(t, d).Detail, "call +1")
 	require.EqualValues(t, 1, d.Stats().Delivery.Panics)
 }
 

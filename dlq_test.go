@@ -401,6 +401,19 @@ func TestD09_ACallWithTheKeySettlesTheLetter(t *testing.T) {
 	dlqConserved(t, d)
 }
 
+func TestD09_ACallRevivesALetterThatWasGivenUp(t *testing.T) {
+	d, _, rt := dlqParked(t, DLQConfig{})
+	id := dlqOnly(t, d).ID
+	d.mu.Lock()
+	d.park(d.box.byID[id], "attempts", func(l *Letter) { l.Attempts = 5 })
+	d.mu.Unlock()
+	_, err := dlqCall(t.Context(), rt, http.MethodPost, "k")
+	require.ErrorIs(t, err, ErrParked)
+	l := dlqOnly(t, d)
+	require.Equal(t, []any{id, LetterWaiting, "", 1}, []any{l.ID, l.State(), l.ParkedReason, l.Attempts})
+	dlqConserved(t, d)
+}
+
 func TestD14_ACallDoesNotRepeatWhatIsInDoubt(t *testing.T) {
 	d := mustDLQ(t, DLQConfig{})
 	w := &dlqWorld{answer: dlqStatus(500)}

@@ -151,6 +151,16 @@ func TestD16_RedactedLettersAreNeverSent(t *testing.T) {
 	require.Error(t, d.Export(io.Discard))
 }
 
+func TestD16_ImportLeavesTheLetterOfAKeyAlone(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k"}))
+	other := mustDLQ(t, DLQConfig{})
+	require.NoError(t, other.Add(Letter{ID: "there", Operation: "op", Key: "k"}))
+	require.NoError(t, d.Import(bytes.NewReader(dlqExport(t, other))))
+	require.Equal(t, "here", dlqOnly(t, d).ID)
+	dlqConserved(t, d)
+}
+
 func TestD16_AFailingWriterIsReported(t *testing.T) {
 	d := dlqVaried(t)
 	require.Error(t, d.Export(dlqBrokenWriter{}))

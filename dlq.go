@@ -148,7 +148,7 @@ type DLQ struct {
 	changed  chan struct{}                      // closed when what a runner waits for has changed; nil: nobody waits
 	running  map[uint64]context.CancelCauseFunc // redrives under way, by lease
 	nextSend time.Time                          // when the rate allows the next redrive
-	counters letterCounters
+	counters DLQCounters
 }
 
 // keyVerdict is what is known about an idempotency key.

@@ -167,6 +167,9 @@ func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, 
 	if a.err == nil {
 		return judgeStatus(&f), f
 	}
+	if work && !f.doubt && ctx.Err() != nil && !hopeless(a.err) {
+		return letterReturned, f // it was interrupted, it did not fail
+	}
 	return judgeError(ctx, &f), f
 }
 

@@ -30,6 +30,9 @@ func (d *DLQ) Add(l Letter) error {
 	l.Last = or(l.Last, l.First)
 	l.Next = or(l.Next, now.Add(d.backoff(0)))
 	l.Key = or(l.Key, uuid.NewString())
+	if !l.writable() {
+		return errors.New("dlq: a letter's times must lie in the years 0 to 9999")
+	}
 	if err := (&trip{key: l.Key, named: true, call: l.Call}).checkKey(); err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (d *DLQ) makeRoom(size int64) bool {
 
 // admitLater waits in line for room.
 func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (*Letter, error) {
-	if l.size() > d.cfg.MaxBytes && d.cfg.MaxBytes >= 0 || d.cfg.MaxLetters == 0 {
+	if d.cfg.MaxBytes >= 0 && l.size() > d.cfg.MaxBytes {
 		return nil, errNoRoom
 	}
 	turn := d.queueUp(false)
@@ -348,155 +351,4 @@ func (d *DLQ) report(callback func(Letter), l *Letter) {
 	if callback != nil {
 		d.events.call(func() { callback(l.clone()) })
 	}
-}
-
-// Len is the number of letters, parked and superseded ones included.
-func (d *DLQ) Len() int {
-	if d == nil {
-		return 0
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.box.len()
-}
-
-// Get returns the letter with that id; ok is false when there is none.
-func (d *DLQ) Get(id string) (l Letter, ok bool) {
-	if d == nil {
-		return l, false
-	}
-	d.mu.Lock()
-	s := d.box.byID[id]
-	if s == nil {
-		d.mu.Unlock()
-		return l, false
-	}
-	found := s.letter
-	d.mu.Unlock()
-	return found.clone(), true
-}
-
-// List returns the letters that f chooses, the oldest first.
-func (d *DLQ) List(f LetterFilter) []Letter {
-	var list []Letter
-	for _, v := range d.view() {
-		if f.Limit > 0 && len(list) == f.Limit {
-			break
-		}
-		if f.matches(v.letter) {
-			list = append(list, v.letter.clone())
-		}
-	}
-	return list
-}
-
-// view is all letters at one moment, the oldest first.
-func (d *DLQ) view() []letterView {
-	if d == nil {
-		return nil
-	}
-	d.mu.Lock()
-	all := d.box.snapshot()
-	d.mu.Unlock()
-	sortLetters(all)
-	return all
-}
-
-// Requeue makes a letter due now, with no attempts spent, whatever it was parked for; MaxAge begins anew, [WithExpiry]
-// stays. A letter in doubt stays in doubt: it is looked up again. To send one anyway, resolve its key, or delete the
-// letter and Add it with InDoubt false. The errors are [ErrNoLetter], [ErrLetterBusy], and one for a letter that may not
-// be sent any more because it was redacted or because its WithExpiry has passed.
-func (d *DLQ) Requeue(id string) error {
-	if d == nil {
-		return ErrNoLetter
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.box.byID[id]
-	if s == nil {
-		return ErrNoLetter
-	}
-	return d.requeue(s, time.Now())
-}
-
-func (d *DLQ) requeue(s *letterSlot, now time.Time) error {
-	switch l := s.letter; {
-	case s.token != 0:
-		return ErrLetterBusy
-	case l.Redacted:
-		return errors.New("dlq: the letter was redacted, so its request is not whole")
-	case !l.NotAfter.IsZero() && !now.Before(l.NotAfter):
-		return errors.New("dlq: the expiry that its caller set has passed")
-	}
-	d.box.change(s, func(l *Letter) { d.revive(l, now) })
-	s.waits = 0
-	d.tell(EventLetterAdded, s.letter, "requeued")
-	d.wake()
-	return nil
-}
-
-// RequeueAll requeues every parked letter for which that is possible, the oldest first, and returns their number.
-// Superseded letters stay.
-func (d *DLQ) RequeueAll() int {
-	n := 0
-	for _, v := range d.view() {
-		if v.letter.State() == LetterParked && d.Requeue(v.letter.ID) == nil {
-			n++
-		}
-	}
-	return n
-}
-
-// Delete removes a letter for good. reason goes into the event that says so; it must hold no personal data. The errors
-// are [ErrNoLetter] and [ErrLetterBusy].
-func (d *DLQ) Delete(id, reason string) error {
-	if d == nil {
-		return ErrNoLetter
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.box.byID[id]
-	switch {
-	case s == nil:
-		return ErrNoLetter
-	case s.token != 0:
-		return ErrLetterBusy
-	}
-	d.box.remove(s)
-	d.counters.Deleted++
-	d.tell(EventLetterDeleted, s.letter, or(reason, "deleted"))
-	d.roomCame()
-	return nil
-}
-
-// settle tells what became of the key with this id elsewhere.
-func (d *DLQ) settle(id string, v keyVerdict) {
-	if d == nil {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.box.byKey[id]
-	switch {
-	case s == nil:
-	case v == keyDone:
-		d.ack(s, "settled", 0)
-	case s.letter.InDoubt != (v == keyUnknown):
-		s.waits = 0
-		d.box.change(s, func(l *Letter) {
-			l.InDoubt = v == keyUnknown
-			l.Next = time.Now().Add(d.backoff(0))
-		})
-		d.wake()
-	}
-}
-
-// holds reports whether there is a letter for the key with this id; the record of the key must stay as long.
-func (d *DLQ) holds(id string) bool {
-	if d == nil {
-		return false
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.box.byKey[id] != nil
 }

@@ -18,18 +18,62 @@ func (d *DLQ) run(ctx context.Context) error {
 	defer redrives.Wait()
 	paused := false
 	for ctx.Err() == nil {
-		pause := d.mustPause(&paused)
-		step := d.step(ctx, pause)
-		switch {
-		case step.closed:
-			return nil
-		case step.lease != nil:
-			redrives.Go(func() { d.redrive(step.lease) })
-			continue
+		changed := d.watch()
+		step := d.next(time.Now())
+		if step.ready {
+			if step.pause = d.mustPause(&paused); step.pause == 0 {
+				if ls, _ := d.take(ctx); ls != nil {
+					d.spendRate()
+					redrives.Go(func() { d.redrive(ls) })
+				}
+				continue
+			}
 		}
-		sleep(ctx, step.wait, step.changed)
+		if step.closed {
+			return nil
+		}
+		sleep(ctx, step.wait(), changed)
 	}
 	return context.Cause(ctx)
+}
+
+// runStep is what the runner does next: redrive, or sleep until one of the times that are set.
+type runStep struct {
+	closed, ready      bool
+	due, expiry, pause time.Duration // from now; 0: not set
+}
+
+func (s runStep) wait() (least time.Duration) {
+	for _, d := range []time.Duration{s.due, s.expiry, s.pause} {
+		if d > 0 && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	return least
+}
+
+// next looks at what is due. It parks what has expired, for that does not wait for a pause to end.
+func (d *DLQ) next(now time.Time) (s runStep) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return runStep{closed: true}
+	}
+	d.sweep(now)
+	if expiry := d.box.nextExpiry(); !expiry.IsZero() {
+		s.expiry = max(expiry.Sub(now), 1)
+	}
+	due := d.box.nextDue()
+	if due.IsZero() || len(d.running) >= d.cfg.Concurrency {
+		return s // the next change comes first
+	}
+	if d.nextSend.After(due) {
+		due = d.nextSend
+	}
+	if s.ready = !due.After(now); !s.ready {
+		s.due = due.Sub(now)
+	}
+	return s
 }
 
 // mustPause asks the stack whether redriving makes sense now, and reports when it stops making sense.
@@ -42,73 +86,22 @@ func (d *DLQ) mustPause(paused *bool) time.Duration {
 		d.events.emit(Event{Kind: EventRedrivePaused, Cause: "open", Duration: wait})
 	}
 	*paused = no
-	if !no {
+	switch {
+	case !no:
 		return 0
-	}
-	if wait <= 0 {
+	case wait <= 0:
 		return time.Second
 	}
 	return wait
 }
 
-// runStep is what the runner does next: redrive a letter, or sleep until wait has passed (0: for ever) or something changed.
-type runStep struct {
-	lease   *lease
-	closed  bool
-	wait    time.Duration
-	changed <-chan struct{}
-}
-
-func (d *DLQ) step(ctx context.Context, pause time.Duration) runStep {
-	changed := d.watch()
-	now := time.Now()
-	hold := max(pause, d.rateDelay(now))
-	if hold <= 0 && d.idleWorker() {
-		ls, result := d.take(ctx)
-		switch {
-		case ls != nil:
-			d.spendRate(now)
-			return runStep{lease: ls}
-		case result.Status == RedriveClosed:
-			return runStep{closed: true}
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.sweep(now) // expiry does not wait for a pause to end
-	step := runStep{closed: d.closed, wait: hold, changed: changed}
-	wakeAt := d.box.nextExpiry()
-	if next := d.box.nextDue(); hold <= 0 && len(d.running) < d.cfg.Concurrency && sooner(next, wakeAt) {
-		wakeAt = next
-	}
-	if until := wakeAt.Sub(now); !wakeAt.IsZero() && (step.wait <= 0 || until < step.wait) {
-		step.wait = max(until, 1)
-	}
-	return step
-}
-
-func sooner(a, b time.Time) bool { return !a.IsZero() && (b.IsZero() || a.Before(b)) }
-
-func (d *DLQ) idleWorker() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.running) < d.cfg.Concurrency
-}
-
-// rateDelay is how long the rate forbids the next redrive.
-func (d *DLQ) rateDelay(now time.Time) time.Duration {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.nextSend.Sub(now)
-}
-
-func (d *DLQ) spendRate(now time.Time) {
+func (d *DLQ) spendRate() {
 	if d.cfg.Rate < 0 {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.nextSend = now.Add(time.Duration(float64(time.Second) / d.cfg.Rate))
+	d.nextSend = time.Now().Add(time.Duration(float64(time.Second) / d.cfg.Rate))
 }
 
 // watch returns a channel that is closed at the next change.
@@ -201,12 +194,12 @@ type DLQStats struct {
 	Blocked   int           // callers who wait for room
 	Running   int           // redrives under way
 
-	letterCounters
+	DLQCounters
 	Delivery DeliveryStats
 }
 
-// letterCounters count since the queue was made. It is embedded, its fields are part of [DLQStats].
-type letterCounters struct {
+// DLQCounters count since the queue was made.
+type DLQCounters struct {
 	Admitted uint64 // letters that came in, by import as well
 	Acked    uint64 // letters whose write has happened
 	Deleted  uint64 // by Delete
@@ -237,7 +230,7 @@ func (d *DLQ) Stats() DLQStats {
 		Letters: d.box.len(), Waiting: n[LetterWaiting], InDoubt: n[LetterInDoubt], Leased: n[LetterLeased],
 		Parked: n[LetterParked], Superseded: n[LetterSuperseded],
 		Bytes: d.box.bytes, NextDue: d.box.nextDue(), Blocked: len(d.blocked), Running: len(d.running),
-		letterCounters: d.counters, Delivery: d.events.stats(),
+		DLQCounters: d.counters, Delivery: d.events.stats(),
 	}
 	if oldest, ok := d.box.active.Peek(); ok {
 		s.OldestAge = max(0, now.Sub(oldest.letter.First))

@@ -101,7 +101,9 @@ func (s LetterState) String() string {
 }
 
 // State says what the letter is doing.
-func (l *Letter) State() LetterState {
+func (l Letter) State() LetterState { return l.state() }
+
+func (l *Letter) state() LetterState {
 	switch {
 	case l.Leased:
 		return LetterLeased
@@ -124,7 +126,7 @@ type LetterFilter struct {
 }
 
 func (f LetterFilter) matches(l *Letter) bool {
-	return (f.State == LetterAny || f.State == l.State()) &&
+	return (f.State == LetterAny || f.State == l.state()) &&
 		(f.Operation == "" || f.Operation == l.Operation) &&
 		(f.Resource == "" || f.Resource == l.Call.Resource)
 }
@@ -212,13 +214,27 @@ func (l *Letter) note(a LetterAttempt) {
 
 // bound works out Expires from the time at which MaxAge begins. maxAge < 0: none.
 func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
+	if !writable(l.NotAfter) {
+		l.NotAfter = time.Time{} // so far away that it is no bound
+	}
 	l.Expires = l.NotAfter
 	if maxAge < 0 {
 		return
 	}
-	if end := begin.Add(maxAge); l.NotAfter.IsZero() || end.Before(l.NotAfter) {
+	if end := begin.Add(maxAge); writable(end) && (l.NotAfter.IsZero() || end.Before(l.NotAfter)) {
 		l.Expires = end
 	}
 }
 
 func (l *Letter) expired(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
+
+func (l *Letter) writable() bool {
+	ok := writable(l.First) && writable(l.Last) && writable(l.Next)
+	for _, a := range l.History {
+		ok = ok && writable(a.Time)
+	}
+	return ok
+}
+
+// writable reports whether a time can be exported: JSON knows four digits for a year.
+func writable(t time.Time) bool { return t.UTC().Year() >= 0 && t.UTC().Year() <= 9999 }

@@ -85,7 +85,7 @@ func (b *letterBox) insert(l *Letter, road leg) *letterSlot {
 	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road}
 	b.byID[l.ID], b.byKey[b.idOf(l.Key)] = s, s
 	b.bytes += s.size
-	b.states[l.State()]++
+	b.states[l.state()]++
 	b.place(s)
 	return s
 }
@@ -95,8 +95,8 @@ func (b *letterBox) change(s *letterSlot, edit func(*Letter)) {
 	l := *s.letter
 	edit(&l)
 	l.Leased = s.token != 0
-	b.states[s.letter.State()]--
-	b.states[l.State()]++
+	b.states[s.letter.state()]--
+	b.states[l.state()]++
 	s.letter = &l
 	b.place(s)
 }
@@ -105,7 +105,7 @@ func (b *letterBox) remove(s *letterSlot) {
 	delete(b.byID, s.letter.ID)
 	delete(b.byKey, b.idOf(s.letter.Key))
 	b.bytes -= s.size
-	b.states[s.letter.State()]--
+	b.states[s.letter.state()]--
 	s.token = 0
 	for _, q := range b.queues() {
 		q.Remove(s)
@@ -121,7 +121,7 @@ func (b *letterBox) queues() [4]*heapq.Queue[*letterSlot] {
 
 // place brings every index up to date with the letter.
 func (b *letterBox) place(s *letterSlot) {
-	l, state := s.letter, s.letter.State()
+	l, state := s.letter, s.letter.state()
 	b.ready.Remove(s)
 	idle := state == LetterWaiting || state == LetterInDoubt
 	keep(b.waiting, s, idle)

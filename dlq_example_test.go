@@ -1,0 +1,71 @@
+package resilience_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/retell-resilience/resilience"
+)
+
+// A write fails while the other side is down. The queue owns it from then on, and redrives it with the same key.
+func ExampleDLQ() {
+	queue, err := resilience.NewDLQ(resilience.DLQConfig{Base: time.Millisecond})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	status := http.StatusServiceUnavailable
+	base := resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: status, Header: http.Header{}, Body: http.NoBody}, nil
+	})
+	client := http.Client{Transport: queue.Wrap(base)}
+
+	ctx := resilience.WithIdempotencyKey(context.Background(), "rename-agent:7")
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "https://api.example.com/agents/7", strings.NewReader(`{"name":"Ann"}`))
+	_, err = client.Do(req) //nolint:bodyclose // there is an error
+	var e *resilience.Error
+	if errors.As(err, &e) && errors.Is(err, resilience.ErrParked) {
+		fmt.Println("parked, status", e.StatusCode, "- letters:", queue.Len())
+	}
+
+	status = http.StatusOK // it is back
+	result := queue.Redrive(context.Background())
+	for result.Status == resilience.RedriveNotDue {
+		time.Sleep(time.Until(result.Next))
+		result = queue.Redrive(context.Background())
+	}
+	fmt.Println("redrive:", result.Status, "- letters:", queue.Len())
+	// Output:
+	// parked, status 503 - letters: 1
+	// redrive: done - letters: 0
+}
+
+// Letters are in memory. To take them over a restart, export them at the end and import them at the beginning.
+func ExampleDLQ_Export() {
+	queue, _ := resilience.NewDLQ(resilience.DLQConfig{})
+	_ = queue.Add(resilience.Letter{Operation: "send-report", Key: "report:2026-11", Body: []byte(`{"month":11}`)})
+	file, _ := os.CreateTemp("", "letters")
+	defer os.Remove(file.Name()) //nolint:errcheck // a temporary file
+	fmt.Println("export:", queue.Export(file))
+
+	_, _ = file.Seek(0, 0)
+	next, _ := resilience.NewDLQ(resilience.DLQConfig{})
+	next.Handle("send-report", func(_ context.Context, l resilience.Letter) error {
+		fmt.Println("sending again:", l.Key, string(l.Body))
+		return nil
+	})
+	fmt.Println("import:", next.Import(file))
+	letter := next.List(resilience.LetterFilter{})[0]
+	_ = next.Requeue(letter.ID) // due now
+	fmt.Println("redrive:", next.Redrive(context.Background()).Status)
+	// Output:
+	// export: <nil>
+	// import: <nil>
+	// sending again: report:2026-11 {"month":11}
+	// redrive: done
+}

@@ -1,0 +1,369 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// dlqFill puts n letters in, the first the oldest.
+func dlqFill(t testing.TB, d *DLQ, n int) {
+	t.Helper()
+	for i := range n {
+		first := time.Now().Add(time.Duration(i-n) * time.Second)
+		require.NoError(t, d.Add(Letter{
+			ID: fmt.Sprint("fill-", i), Key: fmt.Sprint("fill-", i), Method: "PUT", URL: "http://h/",
+			First: first, Next: time.Now().Add(time.Hour), InDoubt: i == 0,
+		}))
+	}
+}
+
+func TestD10_AFullQueueGivesTheWriteBack(t *testing.T) {
+	var refusals atomic.Int32
+	d := mustDLQ(t, DLQConfig{MaxLetters: 3, OnEvent: func(e Event) {
+		if e.Kind == EventLetterRefused {
+			refusals.Add(1)
+		}
+	}})
+	dlqFill(t, d, 3)
+	require.ErrorIs(t, d.Add(Letter{Operation: "x"}), ErrLettersFull)
+	require.NoError(t, d.Add(Letter{Operation: "x", Key: "fill-1"}), "a letter of a key that is there needs no room")
+
+	reset := errors.New("reset")
+	w := &dlqWorld{answer: dlqError(reset)}
+	rt := d.Wrap(w)
+	for _, tc := range []struct {
+		err            error
+		notSent, doubt bool
+	}{{reset, false, false}, {errDLQRefused, true, false}, {&Error{Err: ErrInDoubt}, false, true}} {
+		w.set(dlqError(tc.err))
+		resp, err := dlqCall(t.Context(), rt, http.MethodPost, "k")
+		require.Nil(t, resp)
+		require.ErrorIs(t, err, ErrLettersFull)
+		require.ErrorIs(t, err, tc.err)
+		require.NotErrorIs(t, err, ErrParked)
+		require.Equal(t, tc.notSent, NotSent(err), "the verdict is the cause's")
+		require.Equal(t, tc.doubt, InDoubt(err))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, []any{"dlq", "k", ""}, []any{e.Layer, e.Key, e.LetterID})
+	}
+	w.set(dlqStatus(503))
+	resp, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+	require.NoError(t, err)
+	require.Equal(t, 503, resp.StatusCode, "a settled outcome is a response")
+	require.EqualValues(t, 5, d.Stats().Refused)
+	require.NoError(t, d.events.drain(t.Context()))
+	require.EqualValues(t, 5, refusals.Load())
+	dlqConserved(t, d)
+}
+
+func TestD10_BytesAreBoundedToo(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{MaxBytes: 10 << 10})
+	for d.Add(Letter{Operation: "x"}) == nil {
+		require.LessOrEqual(t, d.Stats().Bytes, int64(10<<10))
+	}
+	require.Equal(t, 4, d.Len())
+	require.ErrorIs(t, d.Add(Letter{Operation: "x", Body: make([]byte, 11<<10)}), ErrLettersFull)
+}
+
+func TestD10_DropOldestNeverDropsWhatIsInDoubt(t *testing.T) {
+	var mu sync.Mutex
+	var dropped []string
+	d := mustDLQ(t, DLQConfig{MaxLetters: 3, Overflow: OverflowDropOldest, OnDrop: func(l Letter) {
+		mu.Lock()
+		defer mu.Unlock()
+		dropped = append(dropped, l.ID)
+	}})
+	dlqFill(t, d, 3)
+	require.NoError(t, d.Add(Letter{ID: "new-1", Operation: "x", InDoubt: true}))
+	require.NoError(t, d.Add(Letter{ID: "new-2", Operation: "x", InDoubt: true}))
+	require.ErrorIs(t, d.Add(Letter{Operation: "x"}), ErrLettersFull, "only letters in doubt are left")
+	require.NoError(t, d.events.drain(t.Context()))
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []string{"fill-1", "fill-2"}, dropped)
+	require.EqualValues(t, 2, d.Stats().Dropped)
+	dlqConserved(t, d)
+}
+
+func TestD10_DropOldestDropsNothingInVain(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{MaxBytes: 12 << 10, Overflow: OverflowDropOldest, OnDrop: func(Letter) {}})
+	dlqFill(t, d, 4) // the first is in doubt
+	require.ErrorIs(t, d.Add(Letter{Operation: "x", Body: make([]byte, 9<<10)}), ErrLettersFull)
+	require.Equal(t, 4, d.Len())
+	require.NoError(t, d.Add(Letter{Operation: "x", Body: make([]byte, 5<<10)}))
+	dlqConserved(t, d)
+}
+
+func TestD10_SpillTakesWhatDoesNotFit(t *testing.T) {
+	var got []Letter
+	sink := func(l Letter) error { got = append(got, l); return nil }
+	d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowSpill, Spill: func(l Letter) error { return sink(l) }})
+	dlqFill(t, d, 1)
+	rt := d.Wrap(&dlqWorld{answer: dlqStatus(503)})
+	_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+	require.ErrorIs(t, err, ErrParked)
+	require.Len(t, got, 1)
+	require.Equal(t, "k", got[0].Key)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, got[0].ID, e.LetterID)
+	for _, bad := range []func(Letter) error{
+		func(Letter) error { return errors.New("disk full") }, func(Letter) error { panic("x") },
+	} {
+		sink = bad
+		resp, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+		require.NoError(t, err)
+		require.Equal(t, 503, resp.StatusCode)
+	}
+	s := d.Stats()
+	require.Equal(t, []uint64{1, 2}, []uint64{s.Spilled, s.Refused})
+	dlqConserved(t, d)
+}
+
+func TestD10_BlockWaitsForRoomInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxLetters: 2, Overflow: OverflowBlock})
+		dlqFill(t, d, 2)
+		require.ErrorIs(t, d.Add(Letter{Operation: "x"}), ErrLettersFull, "Add never waits")
+		rt := d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)})
+		errs := make(map[string]error)
+		var mu sync.Mutex
+		call := func(ctx context.Context, key string) {
+			_, err := dlqCall(ctx, rt, http.MethodPut, key)
+			mu.Lock()
+			defer mu.Unlock()
+			errs[key] = err
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go call(ctx, "impatient")
+		synctest.Wait()
+		for _, key := range []string{"a", "b", "c"} {
+			go call(t.Context(), key)
+			synctest.Wait()
+		}
+		require.Equal(t, 4, d.Stats().Blocked)
+		cancel()
+		synctest.Wait()
+		require.ErrorIs(t, errs["impatient"], ErrLettersFull)
+		require.True(t, NotSent(errs["impatient"]))
+		require.NoError(t, d.Delete("fill-0", ""))
+		synctest.Wait()
+		require.ErrorIs(t, errs["a"], ErrParked)
+		require.Nil(t, errs["b"])
+		require.NoError(t, d.Delete("fill-1", ""))
+		synctest.Wait()
+		require.ErrorIs(t, errs["b"], ErrParked)
+		require.NoError(t, d.close(t.Context()))
+		synctest.Wait()
+		require.ErrorIs(t, errs["c"], ErrLettersFull)
+		require.Zero(t, d.Stats().Blocked)
+		dlqConserved(t, d)
+	})
+}
+
+func TestD10_WhoeverLeavesTheLineAtTheirTurnPassesItOn(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowBlock})
+	dlqFill(t, d, 1)
+	first, second := d.queueUp(false), d.queueUp(false)
+	require.NoError(t, d.Delete("fill-0", ""))
+	<-first // its turn has come, and at that moment its context ends
+	d.leaveLine(first)
+	select {
+	case <-second:
+	default:
+		t.Fatal("there is room, and nobody knows")
+	}
+}
+
+func TestD12_RedrivesHaveARateAndABound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{Rate: 2, Concurrency: 3, MaxAge: -1})
+		var now, most atomic.Int32
+		w := &dlqWorld{}
+		w.set(func(n int, req *http.Request) (*http.Response, error) {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			time.Sleep(10 * time.Second)
+			return dlqStatus(200)(n, req)
+		})
+		_ = d.Wrap(w)
+		stop := dlqRun(t, d)
+		for i := range 30 {
+			require.NoError(t, d.Add(Letter{Key: fmt.Sprint("k", i), Method: "PUT", URL: "http://h/", Next: time.Now()}))
+		}
+		time.Sleep(10 * time.Minute)
+		stop()
+		require.EqualValues(t, 3, most.Load())
+		calls := w.calls()
+		require.Len(t, calls, 30)
+		for i, c := range calls {
+			require.Equal(t, fmt.Sprint("k", i), c.key, "the oldest first")
+			require.Equal(t, PriorityBulk, c.priority)
+			if i > 0 {
+				require.GreaterOrEqual(t, c.at.Sub(calls[i-1].at), 500*time.Millisecond)
+			}
+		}
+	})
+}
+
+func TestD12_AnOpenCircuitPausesRedriving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var events []Event
+		d := mustDLQ(t, DLQConfig{MaxAge: -1, OnEvent: func(e Event) {
+			if e.Kind == EventRedrivePaused {
+				events = append(events, e)
+			}
+		}})
+		var open atomic.Bool
+		open.Store(true)
+		d.paused = func() (bool, time.Duration) { return open.Load(), 30 * time.Second }
+		w := &dlqWorld{answer: dlqStatus(200)}
+		_ = d.Wrap(w)
+		stop := dlqRun(t, d)
+		time.Sleep(time.Hour)
+		require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Next: time.Now()}))
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		require.Empty(t, w.calls())
+		require.Zero(t, dlqOnly(t, d).Attempts)
+		require.Len(t, events, 1, "said once, and not before there was something to redrive")
+		require.Equal(t, "open", events[0].Cause)
+		open.Store(false)
+		time.Sleep(31 * time.Second)
+		require.Zero(t, d.Len())
+		stop()
+	})
+}
+
+func TestD13_TooOldIsParkedAndReported(t *testing.T) {
+	for name, tc := range map[string]struct {
+		maxAge time.Duration
+		expiry time.Duration
+		until  time.Duration
+	}{
+		"MaxAge":     {0, 0, time.Hour},
+		"WithExpiry": {0, 10 * time.Minute, 10 * time.Minute},
+		"both":       {time.Minute, 10 * time.Minute, time.Minute},
+		"no MaxAge":  {-1, 3 * time.Hour, 3 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var parkedAt atomic.Int64
+				began := time.Now()
+				d := mustDLQ(t, DLQConfig{MaxAge: tc.maxAge, Attempts: -1, OnParked: func(l Letter) {
+					require.Equal(t, "expired", l.ParkedReason)
+					parkedAt.Add(int64(time.Since(began)))
+				}})
+				d.paused = func() (bool, time.Duration) { return true, 24 * time.Hour } // a pause delays no expiry
+				w := &dlqWorld{answer: dlqError(errDLQRefused)}
+				ctx := t.Context()
+				if tc.expiry > 0 {
+					ctx = WithExpiry(ctx, began.Add(tc.expiry))
+				}
+				_, err := dlqCall(ctx, d.Wrap(w), http.MethodPost, "k")
+				require.ErrorIs(t, err, ErrParked)
+				stop := dlqRun(t, d)
+				time.Sleep(5 * time.Hour)
+				require.Equal(t, tc.until, time.Duration(parkedAt.Load()))
+				require.Len(t, w.calls(), 1)
+				require.True(t, d.holds("k"), "its key stays pinned")
+				require.EqualValues(t, 1, d.Stats().Expired)
+
+				d.paused = nil
+				err = d.Requeue(dlqOnly(t, d).ID)
+				if tc.expiry > 0 {
+					require.Error(t, err, "WithExpiry stays")
+				} else {
+					require.NoError(t, err)
+					require.Equal(t, tc.until, time.Until(dlqOnly(t, d).Expires), "MaxAge begins anew")
+				}
+				stop()
+			})
+		})
+	}
+}
+
+func TestD13_AgeIsCheckedAgainAtTheMomentOfSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{Authorize: func(context.Context, Letter, *http.Request) error {
+			time.Sleep(2 * time.Hour)
+			return nil
+		}})
+		w := &dlqWorld{answer: dlqStatus(200)}
+		_ = d.Wrap(w)
+		require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Next: time.Now()}))
+		r := d.Redrive(t.Context())
+		require.Equal(t, RedriveParked, r.Status)
+		require.Empty(t, w.calls())
+		require.Equal(t, "expired", dlqOnly(t, d).ParkedReason)
+	})
+}
+
+func TestD13_ALaterWriteSupersedesAWaitingLetter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var parked atomic.Int32
+		d := mustDLQ(t, DLQConfig{OnParked: func(Letter) { parked.Add(1) }})
+		w := &dlqWorld{answer: dlqStatus(503)}
+		rt := d.Wrap(w)
+		resource := func(r string) context.Context { return WithCall(t.Context(), Call{Resource: r}) }
+		for _, key := range []string{"a", "b"} {
+			_, err := dlqCall(resource("thing/1"), rt, http.MethodPut, key)
+			require.ErrorIs(t, err, ErrParked)
+		}
+		_, err := dlqCall(resource("thing/2"), rt, http.MethodPut, "c")
+		require.ErrorIs(t, err, ErrParked)
+		w.set(dlqStatus(404))
+		time.Sleep(time.Millisecond)
+		_, err = dlqCall(resource("thing/1"), rt, http.MethodPut, "")
+		require.NoError(t, err)
+		require.Zero(t, d.Stats().Superseded, "a refusal supersedes nothing")
+		w.set(dlqStatus(200))
+		_, err = dlqCall(resource("thing/1"), rt, http.MethodPut, "")
+		require.NoError(t, err)
+		require.Equal(t, 2, d.Stats().Superseded)
+		require.Len(t, d.List(LetterFilter{Resource: "thing/1", State: LetterSuperseded}), 2)
+		stop := dlqRun(t, d)
+		time.Sleep(3 * time.Hour)
+		stop()
+		keys := []string{}
+		for _, c := range w.calls()[5:] {
+			keys = append(keys, c.key)
+		}
+		require.Equal(t, []string{"c"}, keys)
+		require.Zero(t, d.RequeueAll())
+		require.Zero(t, parked.Load())
+		require.Empty(t, d.box.byResource["thing/1"])
+
+		require.NoError(t, d.Requeue(d.List(LetterFilter{})[0].ID), "an operator may")
+		dlqConserved(t, d)
+	})
+}
+
+func TestD13_ARedriveSupersedesOnlyWhatIsOlder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		_ = d.Wrap(&dlqWorld{answer: dlqStatus(200)})
+		now := time.Now()
+		for i, next := range []time.Duration{time.Minute, 0, time.Minute} {
+			require.NoError(t, d.Add(Letter{
+				ID: fmt.Sprint(i), Method: "PUT", URL: "http://h/", Call: Call{Resource: "r"},
+				First: now.Add(time.Duration(i-3) * time.Second), Next: now.Add(next),
+			}))
+		}
+		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+		older, _ := d.Get("0")
+		newer, _ := d.Get("2")
+		require.Equal(t, LetterSuperseded, older.State())
+		require.Equal(t, LetterWaiting, newer.State())
+	})
+}

@@ -163,7 +163,8 @@ func (s *suite) copiesIn(t *testing.T) {
 
 func (s *suite) copiesOut(t *testing.T) {
 	st := s.start(t)
-	want := st.put(0, full(t, 1))
+	want := full(t, 1)
+	want.Version = st.put(0, full(t, 1)).Version
 	scribble(st.load(want.ID))
 	s.requireSame(t, want, st.load(want.ID))
 	page, _, err := st.Unsettled(t.Context(), "", 10)

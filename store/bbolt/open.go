@@ -1,7 +1,7 @@
 package boltstore
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -76,7 +77,8 @@ func openFile(path string, opts Options, readOnly bool) (db *bbolt.DB, err error
 		return db, nil
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, ErrLocked
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch),
+		strings.Contains(err.Error(), "file size too small"):
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	case errors.Is(err, ErrCorrupt) && file != nil:
 		_ = file.Close() // bbolt was left in the middle
@@ -145,17 +147,28 @@ func inspect(path string, opts Options) error {
 	case info.Size() == 0:
 		return fmt.Errorf("%w: it is empty", ErrCorrupt)
 	}
-	db, err := openFile(path, opts, true)
+	db, err := openFile(path, opts, true) // which also keeps others from writing
 	if err != nil {
 		return err
 	}
+	file, err := os.Open(path) //nolint:gosec // the user's path
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	defer func() { _ = file.Close() }()
 	defer func() { _ = db.Close() }()
 	return guard(func() error {
 		return db.View(func(tx *bbolt.Tx) error {
 			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
 				return errors.Join(fmt.Errorf("%w: it was cut off", ErrCorrupt), err)
 			}
-			if err := checkFormat(tx); err != nil || opts.SkipCheck {
+			if opts.SkipCheck {
+				return checkFormat(tx)
+			}
+			if number, err := checkPages(file, db.Info().PageSize); err != nil || number != uint64(tx.ID()) { //nolint:gosec // not negative
+				return cmp.Or(err, damaged("it is not what it was a moment ago"))
+			}
+			if err := checkFormat(tx); err != nil {
 				return err
 			}
 			return check(tx)
@@ -192,7 +205,7 @@ func check(tx *bbolt.Tx) error {
 	var unsettled, expires tally
 	var records int64
 	newest := uint64(0)
-	err = ordered(tx.Bucket(bucketRecords), func(k, v []byte) error {
+	err = tx.Bucket(bucketRecords).ForEach(func(k, v []byte) error {
 		rec, err := decode(string(k), v)
 		if err != nil {
 			return err
@@ -211,8 +224,8 @@ func check(tx *bbolt.Tx) error {
 	}
 	var listed, listedExpires tally
 	err = errors.Join(
-		ordered(tx.Bucket(bucketUnsettled), func(k, _ []byte) error { listed.add(seed, k); return nil }),
-		ordered(tx.Bucket(bucketExpires), func(k, _ []byte) error { listedExpires.add(seed, k); return nil }),
+		tx.Bucket(bucketUnsettled).ForEach(func(k, _ []byte) error { listed.add(seed, k); return nil }),
+		tx.Bucket(bucketExpires).ForEach(func(k, _ []byte) error { listedExpires.add(seed, k); return nil }),
 	)
 	switch {
 	case err != nil:
@@ -240,13 +253,5 @@ func (t *tally) add(seed maphash.Seed, k []byte) {
 	t.sum += maphash.Bytes(seed, k)
 }
 
-func ordered(b *bbolt.Bucket, each func(k, v []byte) error) error {
-	var last []byte
-	return b.ForEach(func(k, v []byte) error {
-		if last != nil && bytes.Compare(k, last) <= 0 {
-			return fmt.Errorf("%w: keys are out of order", ErrCorrupt)
-		}
-		last = k
-		return each(k, v)
-	})
-}
+// isDamage reports whether an error of Open is about what is in the file.
+func isDamage(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNewer) }

@@ -48,6 +48,56 @@
 // when it is proven that it did not happen. Config.Describe tells the stack which is which; without it the HTTP method
 // decides, and every POST happens once.
 //
+// # The states of a key
+//
+// Each line is a step that a key can take, and why. A test compares them with what the state machine does. A key that is
+// sending, in doubt or disputed never expires.
+//
+//	free → claimed: claim
+//
+//	claimed → claimed: claim  (the lease is over, nothing was sent)
+//	claimed → sending: intend  (written before the first byte leaves)
+//	claimed → free: release  (a refusal of ours)
+//	claimed → not_applied: release  (all that was sent was refused)
+//	claimed → confirmed: evidence
+//	claimed → disputed: answer  (late, after a person said that nothing happened)
+//	claimed → disputed: evidence
+//
+//	sending → confirmed: answer
+//	sending → claimed: answer  (a proof that it had no effect; a retry may follow)
+//	sending → in_doubt: answer  (timeout, reset, 5xx, panic)
+//	sending → in_doubt: expire  (its process died)
+//	sending → confirmed: evidence  (a webhook was faster than the answer)
+//	sending → disputed: evidence
+//
+//	in_doubt → confirmed: answer  (late)
+//	in_doubt → not_applied: answer  (a late refusal of the only send)
+//	in_doubt → in_doubt: answer
+//	in_doubt → in_doubt: looked  (an empty look-up proves nothing)
+//	in_doubt → confirmed: evidence
+//	in_doubt → disputed: evidence
+//	in_doubt → confirmed: resolve
+//	in_doubt → not_applied: resolve
+//	in_doubt → sending: resend  (only with ServerKeysTrust)
+//	in_doubt → not_applied: assume absent  (only with AssumeAbsentAfter)
+//
+//	confirmed → confirmed: answer
+//	confirmed → confirmed: evidence
+//	confirmed → disputed: answer
+//	confirmed → disputed: evidence  (another call under the same key)
+//	confirmed → free: forget
+//	confirmed → claimed: claim  (its retention is over)
+//
+//	not_applied → claimed: claim
+//	not_applied → free: forget
+//	not_applied → disputed: answer
+//	not_applied → disputed: evidence
+//
+//	disputed → confirmed: resolve
+//	disputed → not_applied: resolve
+//	disputed → disputed: answer
+//	disputed → disputed: evidence
+//
 // # What it does not promise
 //
 // One key, one request that may have taken effect: that is at most one request, not exactly one call. With the

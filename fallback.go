@@ -308,7 +308,7 @@ func fromBelow(t *trip, req *http.Request, next leg) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, forged := resp.Header[markHeader]; forged {
+	if _, forged := resp.Header[markHeader]; forged { //nolint:staticcheck // see above
 		delete(resp.Header, markHeader)
 	}
 	return resp, nil

@@ -210,10 +210,15 @@ func (f *Fallback) drain(ctx context.Context) error {
 	if f == nil {
 		return nil
 	}
-	for range maxRefreshes {
+	held := 0
+	defer func() {
+		for range held { // for a second drain
+			<-f.refreshing
+		}
+	}()
+	for ; held < maxRefreshes; held++ {
 		select {
 		case f.refreshing <- struct{}{}:
-			defer func() { <-f.refreshing }()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -153,15 +153,14 @@ func (f *flight) deserted() bool {
 }
 
 // publish hands the result to all waiters; the first one counts, which may be evidence that came before the answer.
-func (f *flight) publish(r result) bool {
+func (f *flight) publish(r result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.over {
-		return false
+		return
 	}
 	f.over, f.result = true, r
 	close(f.done)
-	return true
 }
 
 // deliver gives a waiter the flight's result. A panic is the leader's; the others get an error.

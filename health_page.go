@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -118,13 +117,51 @@ func answerBody(w http.ResponseWriter, r *http.Request, code int, body []byte) {
 
 // healthDoc is the document of the draft, with the keys the draft leaves to us: health and events.
 type healthDoc struct {
-	Status string                 `json:"status"`
-	Health string                 `json:"health"`
-	Time   string                 `json:"time,omitempty"`
-	Output string                 `json:"output,omitempty"`
-	Notes  []string               `json:"notes,omitempty"`
-	Checks map[string][]healthRow `json:"checks,omitempty"`
-	Events []healthEvent          `json:"events,omitempty"`
+	Status string        `json:"status"`
+	Health string        `json:"health"`
+	Time   string        `json:"time,omitempty"`
+	Output string        `json:"output,omitempty"`
+	Notes  []string      `json:"notes,omitempty"`
+	Checks healthRows    `json:"checks,omitempty"`
+	Events []healthEvent `json:"events,omitempty"`
+}
+
+// healthRows is the object "checks". It keeps the order of the report, where a map would put "disputed" before "in doubt".
+type healthRows []healthRowsOf
+
+type healthRowsOf struct {
+	key  string
+	rows []healthRow
+}
+
+func (l *healthRows) add(key string, row healthRow) {
+	for i := range *l {
+		if (*l)[i].key == key {
+			(*l)[i].rows = append((*l)[i].rows, row)
+			return
+		}
+	}
+	*l = append(*l, healthRowsOf{key, []healthRow{row}})
+}
+
+// MarshalJSON writes an object with the keys in their order.
+func (l healthRows) MarshalJSON() ([]byte, error) {
+	out := []byte{'{'}
+	for i, of := range l {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		key, err := json.Marshal(of.key)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := json.Marshal(of.rows)
+		if err != nil {
+			return nil, err
+		}
+		out = append(append(append(out, key...), ':'), rows...)
+	}
+	return append(out, '}'), nil
 }
 
 // healthRow is one entry under "component:measurement". The keys from health on are ours.
@@ -164,10 +201,7 @@ type healthEvent struct {
 func (r Report) MarshalJSON() ([]byte, error) { return json.Marshal(newHealthDoc(r)) }
 
 func newHealthDoc(r Report) healthDoc {
-	doc := healthDoc{
-		Status: draftWord(r.Status), Health: r.Status.String(), Time: jsonTime(r.Time),
-		Checks: make(map[string][]healthRow, len(r.Checks)),
-	}
+	doc := healthDoc{Status: draftWord(r.Status), Health: r.Status.String(), Time: jsonTime(r.Time)}
 	if r.Status > Healthy {
 		doc.Output = checkLine(r.worst())
 	}
@@ -175,7 +209,7 @@ func newHealthDoc(r Report) healthDoc {
 		doc.Notes = []string{"nothing is known yet"}
 	}
 	for _, c := range r.Checks {
-		doc.Checks[draftKey(c)] = append(doc.Checks[draftKey(c)], newHealthRow(c))
+		doc.Checks.add(draftKey(c), newHealthRow(c))
 	}
 	return doc
 }
@@ -264,8 +298,6 @@ func jsonNumber(v float64) float64 {
 //go:embed health_page.html
 var healthPage []byte
 
-var healthPageData = []byte("{{data}}")
-
 func answerHealthPage(w http.ResponseWriter, r *http.Request, s Status, doc healthDoc) {
 	data, _ := json.Marshal(doc) // escapes <, > and &, and so cannot end the script element it stands in
 	header := w.Header()
@@ -273,15 +305,15 @@ func answerHealthPage(w http.ResponseWriter, r *http.Request, s Status, doc heal
 	header.Set("Cache-Control", "no-store")
 	header.Set("Content-Security-Policy", healthPagePolicy())
 	header.Set("Referrer-Policy", "no-referrer")
-	answerBody(w, r, healthCode(s), bytes.Replace(healthPage, healthPageData, data, 1))
+	answerBody(w, r, healthCode(s), bytes.Replace(healthPage, []byte("{{data}}"), data, 1))
 }
 
 // healthPagePolicy allows the page's own script and style, by their hashes, and questions to its own server; nothing else.
-var healthPagePolicy = sync.OnceValue(func() string {
+func healthPagePolicy() string {
 	return fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; connect-src 'self'; "+
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 		hashBetween("<style>", "</style>"), hashBetween("<script>", "</script>"))
-})
+}
 
 func hashBetween(start, end string) string {
 	_, rest, _ := strings.Cut(string(healthPage), start)

@@ -79,7 +79,7 @@ func abandonedStatus(abandoned, slots int) (Status, string) {
 	case slots > 0 && abandoned >= slots:
 		return Degraded, "abandoned work holds every slot"
 	case abandoned > 0:
-		return Healthy, fmt.Sprintf("%d calls go on without a caller", abandoned)
+		return Healthy, fmt.Sprintf("%d going on without a caller", abandoned)
 	}
 	return Healthy, ""
 }

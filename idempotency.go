@@ -136,6 +136,7 @@ type Idempotency struct {
 	active  sync.WaitGroup     // flights under way, counted for Close
 	shut    bool
 
+	doubts    doubts
 	unwritten unwritten     // outcomes that the store would not take
 	wake      chan struct{} // something is in doubt: Run looks at its plan again
 

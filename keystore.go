@@ -2,13 +2,17 @@ package resilience
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"hash/maphash"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/retell-resilience/resilience/internal/archive"
 )
 
 // KeyStore keeps one [Record] for each idempotency key. The promises of [Idempotency] are as good as its store: a
@@ -48,20 +52,23 @@ type Capabilities struct {
 }
 
 // MemoryStore is the [KeyStore] that a program gets which names none: it keeps the promises within one process lifetime
-// and no longer.
+// and no longer. Finished records are packed into bytes: some 200 of them for a phone call, plus the answer.
 type MemoryStore struct {
-	seed   maphash.Seed
+	seeds  [2]maphash.Seed
+	codec  recordCodec
 	max    int64
 	size   atomic.Int64
 	shards [64]memoryShard
 	cursor atomic.Uint32 // the shard that is swept next
 }
 
+// memoryShard keeps a record in one of two places: packed when it is finished and stays for a while, as it is otherwise.
 type memoryShard struct {
 	mu        sync.Mutex
-	records   map[string]*Record
-	unsettled map[string]struct{}
-	finished  []expiring // in the order in which they were finished, which is nearly the order in which they expire
+	open      map[string]*Record
+	unsettled map[string]struct{} // of the open ones
+	passing   []expiring          // finished and open: they go soon, in about this order
+	packed    archive.Archive
 	version   uint64
 }
 
@@ -79,27 +86,50 @@ func NewMemoryStore(maxKeys int) *MemoryStore {
 	if maxKeys <= 0 {
 		maxKeys = DefaultMaxKeys
 	}
-	s := &MemoryStore{seed: maphash.MakeSeed(), max: int64(maxKeys)}
+	s := &MemoryStore{
+		seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, codec: recordCodec{time.Now()}, max: int64(maxKeys),
+	}
 	for i := range s.shards {
-		s.shards[i].records = map[string]*Record{}
+		s.shards[i].open = map[string]*Record{}
 		s.shards[i].unsettled = map[string]struct{}{}
 	}
 	return s
 }
 
-func (s *MemoryStore) shard(id string) *memoryShard {
-	return &s.shards[maphash.String(s.seed, id)%uint64(len(s.shards))]
+// shard returns where the record with an id lives, and the id's key in the archive there.
+func (s *MemoryStore) shard(id string) (*memoryShard, archive.Key) {
+	var k archive.Key
+	h := maphash.String(s.seeds[0], id)
+	binary.LittleEndian.PutUint64(k[:8], h)
+	binary.LittleEndian.PutUint64(k[8:], maphash.String(s.seeds[1], id))
+	return &s.shards[h%uint64(len(s.shards))], k
 }
 
 // Load implements [KeyStore].
 func (s *MemoryStore) Load(_ context.Context, id string) (Record, error) {
-	sh := s.shard(id)
+	sh, k := s.shard(id)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if r := sh.records[id]; r != nil {
-		return *r, nil
+	return s.load(sh, k, id), nil
+}
+
+// load returns a record that shares nothing with the store; the zero Record if there is none.
+func (s *MemoryStore) load(sh *memoryShard, k archive.Key, id string) Record {
+	if r := sh.open[id]; r != nil {
+		return r.clone()
 	}
-	return Record{}, nil
+	if b := sh.packed.Get(k); b != nil {
+		if r, err := s.codec.decode(b); err == nil && r.ID == id {
+			return r
+		}
+	}
+	return Record{}
+}
+
+func (r *Record) clone() Record {
+	c := *r
+	c.CallIDs, c.Header, c.Body = slices.Clone(r.CallIDs), r.Header.Clone(), slices.Clone(r.Body)
+	return c
 }
 
 // CompareAndSwap implements [KeyStore].
@@ -107,47 +137,82 @@ func (s *MemoryStore) CompareAndSwap(_ context.Context, old uint64, rec Record) 
 	if rec.ID == "" {
 		return 0, false, errors.New("record without an id")
 	}
-	version, swapped, full := s.swap(s.shard(rec.ID), old, rec)
-	if full {
-		return 0, false, ErrStoreFull
-	}
-	return version, swapped, nil
-}
-
-func (s *MemoryStore) swap(sh *memoryShard, old uint64, rec Record) (version uint64, swapped, full bool) {
+	sh, k := s.shard(rec.ID)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	current := sh.records[rec.ID]
-	if (current == nil) != (old == 0) || (current != nil && current.Version != old) {
-		return 0, false, false
-	}
-	if rec.State == KeyFree {
-		s.remove(sh, rec.ID)
-		return 0, true, false
-	}
-	if current == nil {
-		if s.size.Add(1) > s.max {
-			s.size.Add(-1)
-			return 0, false, true
-		}
+	current := s.versionOf(sh, k, rec.ID)
+	switch {
+	case current != old:
+		return 0, false, nil
+	case rec.State == KeyFree:
+		s.remove(sh, k, rec.ID)
+		return 0, true, nil
+	case current == 0 && s.size.Add(1) > s.max:
+		s.size.Add(-1)
+		return 0, false, ErrStoreFull
 	}
 	sh.version++
 	rec.Version = sh.version
-	sh.records[rec.ID] = &rec
-	if rec.finished() {
-		delete(sh.unsettled, rec.ID)
-		sh.finished = append(sh.finished, expiring{rec.ID, rec.Version, rec.Expires})
-	} else {
-		sh.unsettled[rec.ID] = struct{}{}
-	}
-	return rec.Version, true, false
+	s.put(sh, k, rec)
+	return rec.Version, true, nil
 }
 
-func (s *MemoryStore) remove(sh *memoryShard, id string) {
-	if _, ok := sh.records[id]; ok {
-		s.size.Add(-1)
+// versionOf returns the version of the stored record, 0 if there is none.
+func (s *MemoryStore) versionOf(sh *memoryShard, k archive.Key, id string) uint64 {
+	if r := sh.open[id]; r != nil {
+		return r.Version
 	}
-	delete(sh.records, id)
+	if b := sh.packed.Get(k); b != nil {
+		if kept, version, _ := s.codec.expiresOf(b); kept == id {
+			return version
+		}
+	}
+	return 0
+}
+
+// passesSoon is how long a finished record may have left to be not worth packing.
+const passesSoon = time.Minute
+
+func (s *MemoryStore) put(sh *memoryShard, k archive.Key, rec Record) {
+	delete(sh.unsettled, rec.ID)
+	if rec.finished() && rec.Expires.Sub(s.Now()) > passesSoon && s.mayPack(sh, k, rec.ID) {
+		delete(sh.open, rec.ID)
+		sh.packed.Put(k, s.codec.encode(nil, &rec))
+		return
+	}
+	s.unpack(sh, k, rec.ID)
+	own := rec.clone()
+	sh.open[rec.ID] = &own
+	if rec.finished() {
+		sh.passing = append(sh.passing, expiring{rec.ID, rec.Version, rec.Expires})
+		return
+	}
+	sh.unsettled[rec.ID] = struct{}{}
+}
+
+// mayPack is false for the one id in 2^128 whose key another packed record has.
+func (s *MemoryStore) mayPack(sh *memoryShard, k archive.Key, id string) bool {
+	b := sh.packed.Get(k)
+	if b == nil {
+		return true
+	}
+	kept, _, _ := s.codec.expiresOf(b)
+	return kept == id
+}
+
+func (s *MemoryStore) unpack(sh *memoryShard, k archive.Key, id string) {
+	if s.mayPack(sh, k, id) {
+		sh.packed.Remove(k)
+	}
+}
+
+func (s *MemoryStore) remove(sh *memoryShard, k archive.Key, id string) {
+	if s.versionOf(sh, k, id) == 0 {
+		return
+	}
+	s.size.Add(-1)
+	s.unpack(sh, k, id)
+	delete(sh.open, id)
 	delete(sh.unsettled, id)
 }
 
@@ -159,7 +224,7 @@ func (s *MemoryStore) Unsettled(_ context.Context, cursor string, limit int) ([]
 		sh.mu.Lock()
 		for id := range sh.unsettled {
 			if id > cursor {
-				found = append(found, *sh.records[id])
+				found = append(found, sh.open[id].clone())
 			}
 		}
 		sh.mu.Unlock()
@@ -176,45 +241,65 @@ func (s *MemoryStore) Sweep(_ context.Context, limit int, pinned func(id string)
 	removed, now := 0, s.Now()
 	for range s.shards {
 		sh := &s.shards[s.cursor.Add(1)%uint32(len(s.shards))]
-		for removed < limit {
-			n, more := s.sweepSome(sh, now, min(limit-removed, 64), pinned)
+		for more := true; more && removed < limit; {
+			var n int
+			n, more = s.sweepSome(sh, now, min(limit-removed, sweepStep), pinned)
 			removed += n
-			if !more {
-				break
-			}
 		}
 	}
 	return removed, nil
 }
 
-// sweepSome looks at no more than n records of a shard; more says that some at the front may still be due.
+// sweepStep is how many records one hold of a shard looks at.
+const sweepStep = 64
+
+// sweepSome removes some records of a shard that are due; more says that there may be others.
 func (s *MemoryStore) sweepSome(sh *memoryShard, now time.Time, n int, pinned func(string) bool) (removed int, more bool) {
 	sh.mu.Lock()
-	due := 0
-	for due < len(sh.finished) && due < n && !now.Before(sh.finished[due].at) {
-		due++
-	}
-	front := append([]expiring(nil), sh.finished[:due]...)
-	sh.finished = sh.finished[due:]
+	due := s.due(sh, now, n)
 	sh.mu.Unlock()
-	keep := make(map[string]bool, len(front))
-	for _, f := range front {
-		keep[f.id] = pinned(f.id) // somebody else's code: not under the lock
+	keep := make([]bool, len(due))
+	for i, d := range due {
+		keep[i] = pinned(d.id) // somebody else's code: not under the lock
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	for _, f := range front {
-		r := sh.records[f.id]
+	for i, d := range due {
+		_, k := s.shard(d.id)
+		r := s.load(sh, k, d.id)
 		switch {
-		case r == nil || r.Version != f.version: // it moved on and stands in the list again, if it is finished
-		case keep[f.id] || now.Before(r.Expires):
-			sh.finished = append(sh.finished, expiring{f.id, f.version, now.Add(time.Minute)})
+		case r.Version != d.version: // it moved on, and is listed anew if it is finished
+		case keep[i] || now.Before(r.Expires):
+			s.unpack(sh, k, r.ID)
+			sh.open[r.ID] = &r
+			sh.passing = append(sh.passing, expiring{d.id, d.version, now.Add(time.Minute)})
 		default:
-			s.remove(sh, f.id)
+			s.remove(sh, k, d.id)
 			removed++
 		}
 	}
-	return removed, due == n
+	return removed, len(due) == n
+}
+
+// due takes up to n records off the two lists whose time has come.
+func (s *MemoryStore) due(sh *memoryShard, now time.Time, n int) []expiring {
+	var due []expiring
+	for len(due) < n && len(sh.passing) > 0 && !now.Before(sh.passing[0].at) {
+		due = append(due, sh.passing[0])
+		sh.passing = sh.passing[1:]
+	}
+	if len(due) == n {
+		return due
+	}
+	sh.packed.Oldest(n-len(due), func(_ archive.Key, b []byte) bool {
+		id, version, expires := s.codec.expiresOf(b)
+		if now.Before(expires) {
+			return false
+		}
+		due = append(due, expiring{id, version, expires})
+		return true
+	})
+	return due
 }
 
 // Now implements [KeyStore] with the monotonic clock of the process.

@@ -54,14 +54,14 @@ func upper(bucket int) time.Duration {
 		return time.Duration(bucket+1) * time.Microsecond
 	}
 	exp, part := bucket/4+1, bucket%4
-	return time.Duration(uint64(4+part+1)<<(exp-2)) * time.Microsecond
+	return time.Duration(4+part+1) << (exp - 2) * time.Microsecond
 }
 
 func (l *latencies) snapshot() map[string]Latency {
 	out := map[string]Latency{}
 	for c := range l {
 		if s := l[c].snapshot(); s.Count > 0 {
-			out[Class(c).String()] = s //nolint:gosec // a handful of classes
+			out[Class(c).String()] = s
 		}
 	}
 	return out

@@ -206,7 +206,8 @@ func (l *Letter) note(a LetterAttempt) {
 		h = append(h, l.History[0])
 		h = append(h, l.History[len(l.History)-maxLetterHistory+2:]...)
 	}
-	l.History = append(h, a)
+	h = append(h, a)
+	l.History = h
 }
 
 // bound works out Expires from the time at which MaxAge begins. maxAge < 0: none.

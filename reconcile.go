@@ -95,6 +95,7 @@ func (i *Idempotency) changed(from, to Record) {
 	if from.State == to.State {
 		return
 	}
+	i.doubts.note(to)
 	kind := EventKeyChanged
 	if to.State == KeyDisputed {
 		kind = EventKeyDisputed
@@ -110,6 +111,50 @@ func (i *Idempotency) changed(from, to Record) {
 		default:
 		}
 	}
+}
+
+// doubts is what this process knows of keys in doubt and disputed, so that health need not ask the store. Run refreshes it.
+type doubts struct {
+	mu       sync.Mutex
+	open     map[string]Record // without answers
+	storeBad bool
+}
+
+func (d *doubts) note(r Record) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r.State != KeyInDoubt && r.State != KeyDisputed {
+		delete(d.open, r.ID)
+		return
+	}
+	if d.open == nil {
+		d.open = map[string]Record{}
+	}
+	d.open[r.ID] = Record{ID: r.ID, State: r.State, Settled: r.Settled}
+}
+
+// replace takes over what a look at the whole store found.
+func (d *doubts) replace(open map[string]Record, storeBad bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.storeBad = storeBad
+	if !storeBad {
+		d.open = open
+	}
+}
+
+func (d *doubts) summary(now time.Time) (inDoubt, disputed int, oldest time.Duration, storeBad bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.open {
+		if r.State == KeyDisputed {
+			disputed++
+			continue
+		}
+		inDoubt++
+		oldest = max(oldest, now.Sub(r.Settled))
+	}
+	return inDoubt, disputed, oldest, d.storeBad
 }
 
 // announce tells whoever keeps something for the key that its outcome is known now.
@@ -318,21 +363,29 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		i.rewrite(ctx, id)
 	}
 	next := tendEvery
+	open := map[string]Record{}
+	var failed error
 	for cursor := ""; ; {
 		page, after, err := i.unsettled(ctx, cursor, 256)
 		if err != nil {
+			failed = err
 			i.counts.storeErrors.Add(1)
 			break
 		}
 		for _, rec := range page {
-			if due := i.tendKey(ctx, rec); due > 0 {
+			rec, due := i.tendKey(ctx, rec)
+			if due > 0 {
 				next = min(next, due)
+			}
+			if rec.State == KeyInDoubt || rec.State == KeyDisputed {
+				open[rec.ID] = Record{ID: rec.ID, State: rec.State, Settled: rec.Settled}
 			}
 		}
 		if cursor = after; cursor == "" || ctx.Err() != nil {
 			break
 		}
 	}
+	i.doubts.replace(open, failed != nil)
 	if _, err := i.sweep(ctx); err != nil {
 		i.counts.storeErrors.Add(1)
 	}
@@ -373,31 +426,38 @@ func (i *Idempotency) rewrite(ctx context.Context, id string) {
 	}
 }
 
-// tendKey does what is due for one key and returns when it is due again; 0: nothing is planned.
-func (i *Idempotency) tendKey(ctx context.Context, rec Record) time.Duration {
+// tendKey does what is due for one key. It returns the record as it stands then, and when it is due again; 0: nothing is
+// planned.
+func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Duration) {
 	switch rec.State {
 	case KeySending:
-		i.expire(ctx, rec.ID)
+		e := keyEvent{kind: eventExpire, claim: i.identity()}
+		if next, err := i.advance(ctx, rec, e); err == nil {
+			return next, time.Millisecond
+		}
 	case KeyClaimed:
 		if rec.orphaned(i.identity()) || !i.store.Now().Before(rec.Lease) {
 			// Its owner died before sending anything.
-			_, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
+			rec, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
 		}
 	case KeyInDoubt:
-		if i.absentIn(rec) == time.Nanosecond {
-			i.assumeAbsent(ctx, rec)
-			return 0
-		}
-		if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
-			return i.absentIn(rec)
-		}
-		if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
-			return due
-		}
-		after := i.find(ctx, rec)
-		return max(0, after.NextLookup.Sub(i.store.Now()))
+		return i.tendDoubt(ctx, rec)
 	}
-	return 0
+	return rec, 0
+}
+
+func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.Duration) {
+	if i.absentIn(rec) == time.Nanosecond {
+		return i.assumeAbsent(ctx, rec), 0
+	}
+	if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+		return rec, i.absentIn(rec)
+	}
+	if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
+		return rec, due
+	}
+	rec = i.find(ctx, rec)
+	return rec, max(time.Millisecond, rec.NextLookup.Sub(i.store.Now()))
 }
 
 // absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.
@@ -413,11 +473,13 @@ func (i *Idempotency) absentIn(rec Record) time.Duration {
 	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
 }
 
-func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) {
-	if next, err := i.advance(ctx, rec, keyEvent{kind: eventAbsent, keep: i.cfg.TTL}); err == nil {
+func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) Record {
+	next, err := i.advance(ctx, rec, keyEvent{kind: eventAbsent, keep: i.cfg.TTL})
+	if err == nil {
 		i.counts.assumed.Add(1)
 		i.settled(next)
 	}
+	return next
 }
 
 // find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
@@ -449,18 +511,15 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 		e.answer.kind = answerUnknown // the plan is used up: a webhook or a person settles it
 	}
 	i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Attempt: rec.Lookups + 1})
-	next, applyErr := i.apply(ctx, rec.ID, e)
-	if applyErr != nil {
-		return Record{}
-	}
+	next, _ := i.apply(ctx, rec.ID, e) // on an error the record as it stands
 	return next
 }
 
 // callFind asks the reconciler, past caches and shared answers, at bulk priority.
 func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, err error) {
 	defer recoverAsError(&err)
-	o := overridesOf(ctx)
-	o.fresh, o.call.Priority = true, PriorityBulk
+	// Nothing of what ctx says of the lost call may describe the look-up: neither its key nor its operation.
+	o := overrides{fresh: true, call: Call{Priority: PriorityBulk}}
 	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
 }
 
@@ -482,9 +541,7 @@ func (i *Idempotency) standing(ctx context.Context, key string) Record {
 		return Record{ID: id, State: KeyInDoubt} // not known: nothing may be sent
 	}
 	if rec.State == KeyInDoubt && i.cfg.Reconcile != nil {
-		if after := i.find(ctx, rec); after.ID != "" {
-			return after
-		}
+		return i.find(ctx, rec)
 	}
 	return rec
 }

@@ -309,7 +309,7 @@ func (e *Error) Error() string {
 	if e.StatusCode != 0 {
 		fmt.Fprintf(&b, ": status %d", e.StatusCode)
 	}
-	if e.Key != "" && errors.Is(e.Err, ErrInDoubt) {
+	if inner := (*Error)(nil); e.Key != "" && errors.Is(e.Err, ErrInDoubt) && !(errors.As(e.Err, &inner) && inner.Key == e.Key) {
 		fmt.Fprintf(&b, ": key %q", e.Key)
 	}
 	if e.Err != nil {

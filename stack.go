@@ -136,7 +136,7 @@ func (s *Stack) lay(end leg) leg {
 // the cache tells tenants apart by the headers that it sees.
 func (s *Stack) Wrap(base http.RoundTripper) http.RoundTripper {
 	if base == nil {
-		tr := newTransport()
+		tr := NewTransport()
 		s.mu.Lock()
 		s.own = append(s.own, tr)
 		s.mu.Unlock()

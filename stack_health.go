@@ -50,25 +50,12 @@ func (s *Stack) checkRetries(context.Context) []CheckResult {
 	return []CheckResult{reading("budget", float64(st.Retries), "retries"), reading("throttled", float64(st.Gates), "operations")}
 }
 
-// maxListedKeys bounds the look at unsettled keys that one reading of health takes.
-const maxListedKeys = 1000
-
-func (s *Stack) checkKeys(ctx context.Context) []CheckResult {
-	records, err := s.Idempotency.Unsettled(ctx, maxListedKeys)
-	inDoubt, disputed, oldest := 0, 0, time.Duration(0)
-	now := s.Idempotency.store.Now()
-	for _, r := range records {
-		if r.State == KeyDisputed {
-			disputed++
-			continue
-		}
-		inDoubt++
-		oldest = max(oldest, now.Sub(r.Settled))
-	}
-	status, why := keyStatus(inDoubt, disputed, oldest, err != nil)
+func (s *Stack) checkKeys(context.Context) []CheckResult {
+	i := s.Idempotency
+	inDoubt, disputed, oldest, storeDown := i.doubts.summary(i.store.Now())
 	in := reading("in doubt", float64(inDoubt), "keys")
-	in.Status, in.Message = status, why
-	return []CheckResult{in, reading("disputed", float64(disputed), "keys"), reading("flights", float64(s.Idempotency.Stats().Flights), "calls")}
+	in.Status, in.Message = keyStatus(inDoubt, disputed, oldest, storeDown)
+	return []CheckResult{in, reading("disputed", float64(disputed), "keys"), reading("flights", float64(i.Stats().Flights), "calls")}
 }
 
 func (s *Stack) checkLetters(context.Context) []CheckResult {

@@ -104,12 +104,14 @@ func legOf(next http.RoundTripper) leg {
 		return l
 	}
 	if next == nil {
-		next = newTransport()
+		next = NewTransport()
 	}
 	return &wire{base: next}
 }
 
-func newTransport() *http.Transport {
+// NewTransport makes the transport that Wrap(nil) uses, for programs that want to change something in it: HTTP/1.1, over
+// which "nothing was written" can be proven, proxies from the environment, idle connections kept for 30 s.
+func NewTransport() *http.Transport {
 	tr := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // documented to be one
 	tr.Protocols = new(http.Protocols)
 	tr.Protocols.SetHTTP1(true)

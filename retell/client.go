@@ -36,7 +36,8 @@ type Client struct {
 	userAgent    string
 	transport    http.RoundTripper
 	stack        *resilience.Stack
-	owns         bool // the stack was made here
+	owns         bool            // the stack was made here
+	idle         *http.Transport // made here; nil: the user's
 }
 
 // Option changes what [New] makes.
@@ -111,6 +112,10 @@ func unfitForHeader(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }
 // build makes the layers, or takes those that were given.
 func (c *Client) build(o options) (err error) {
 	c.stack = o.stack
+	if o.transport == nil {
+		c.idle = resilience.NewTransport() // the probe uses it, too
+		o.transport = c.idle
+	}
 	if c.stack == nil {
 		cfg := Config()
 		if o.config != nil {
@@ -180,9 +185,6 @@ func (c *Client) authorize(_ context.Context, _ resilience.Letter, req *http.Req
 
 // prober asks for the API key's own data, past all layers: an open circuit or a cached answer says nothing of Retell.
 func (c *Client) prober(base http.RoundTripper) func(context.Context) error {
-	if base == nil {
-		base = http.DefaultTransport
-	}
 	return func(ctx context.Context) error {
 		req, err := c.newRequest(ctx, http.MethodGet, "/get-api-key-info", nil, "application/json")
 		if err != nil {
@@ -212,10 +214,14 @@ func (c *Client) Transport() http.RoundTripper { return c.transport }
 
 // Close ends the client: see Stack.Close, which it calls unless the stack came by [WithStack].
 func (c *Client) Close(ctx context.Context) error {
-	if !c.owns {
-		return nil
+	var err error
+	if c.owns {
+		err = c.stack.Close(ctx)
 	}
-	return c.stack.Close(ctx)
+	if c.idle != nil {
+		c.idle.CloseIdleConnections()
+	}
+	return err
 }
 
 // Observe tells the layers of a call that a webhook is about. One that a request with an idempotency key made settles that
@@ -224,7 +230,7 @@ func (c *Client) Observe(ctx context.Context, e *WebhookEvent) error {
 	if e == nil {
 		return nil
 	}
-	ev, ok := evidenceOf(e.Call, "webhook")
+	ev, ok := evidenceOf(e.Call)
 	if !ok {
 		return nil
 	}

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/url"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -149,136 +147,6 @@ func TestAnAnswerWithoutAnIDIsInDoubt(t *testing.T) {
 	}
 }
 
-func TestErrorsTellWhatRetellSaidAndPrintNoneOfIt(t *testing.T) {
-	long := strings.Repeat("é", maxMessage)
-	for _, c := range []struct {
-		status  int
-		body    string
-		kind    error
-		message string
-	}{
-		{400, `{"status":"error","message":"bad number +15555550123"}`, ErrInvalid, "bad number +15555550123"},
-		{401, `{"error_message":"Authorization header required"}`, ErrUnauthorized, "Authorization header required"},
-		{403, `{}`, ErrUnauthorized, "{}"},
-		{402, `{"message":""}`, ErrPaymentRequired, `{"message":""}`},
-		{404, `nothing here`, ErrNotFound, "nothing here"},
-		{422, `{"message":{"a":1}}`, ErrNotFound, `{"a":1}`},
-		{429, ``, ErrRateLimited, ""},
-		{422, long, ErrNotFound, long[:maxMessage]},
-		{422, "\xff\xfe", ErrNotFound, ""},
-	} {
-		_, err := bare(t, answering(c.status, c.body, nil)).Calls.Get(t.Context(), "call_secret")
-		var e *Error
-		require.ErrorAs(t, err, &e)
-		require.ErrorIs(t, err, c.kind)
-		require.Equal(t, c.status, e.HTTPStatus())
-		require.Equal(t, "get-call", e.Operation)
-		require.Equal(t, c.message, e.Message)
-		require.Equal(t, c.kind == ErrNotFound, IsNotFound(err))
-		for _, private := range []string{"555", "secret", "nothing", "key_test"} {
-			require.NotContains(t, err.Error(), private)
-		}
-	}
-	_, err := bare(t, answering(422, `{}`, nil)).Calls.CreatePhoneCall(t.Context(), somebody)
-	require.False(t, IsNotFound(err), "here 422 is not about an id")
-	require.ErrorIs(t, err, ErrInvalid)
-}
-
-func TestAnEffectOnceStatusThatProvesNothingIsInDoubt(t *testing.T) {
-	for status, want := range map[int]bool{307: true, 408: true, 409: true, 425: true, 499: true, 500: true, 503: true, 400: false, 402: false, 429: false} {
-		for name, c := range map[string]*Client{"with layers": newClient(t, answering(status, `{}`, nil)), "without": bare(t, answering(status, `{}`, nil))} {
-			_, err := c.Calls.CreatePhoneCall(t.Context(), somebody, Budget(time.Millisecond))
-			require.Error(t, err)
-			require.Equal(t, want, resilience.InDoubt(err), "%s %d: %v", name, status, err)
-		}
-	}
-	_, err := bare(t, answering(500, `{}`, nil)).Calls.Get(t.Context(), "x")
-	require.False(t, resilience.InDoubt(err))
-}
-
-func TestRetryAfterInThreeForms(t *testing.T) {
-	now := time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
-	for _, c := range []struct {
-		name, value string
-		want        time.Duration
-	}{
-		{"Retry-After", "7", 7 * time.Second},
-		{"Retry-After", "Tue, 24 Nov 2026 09:00:09 GMT", 9 * time.Second},
-		{"Retry-After", "Tue, 24 Nov 2026 08:00:00 GMT", 0},
-		{"Retry-After-Ms", "1500", 1500 * time.Millisecond},
-		{"Retry-After", "-1", 0}, {"Retry-After", "soon", 0}, {"Retry-After", "1e300", 0}, {"Retry-After-Ms", "NaN", 0},
-	} {
-		require.Equal(t, c.want, retryAfter(http.Header{c.name: {c.value}}, now), c.value)
-	}
-}
-
-func TestTransportErrorsHoldNoURL(t *testing.T) {
-	inner := resilience.MarkNotSent(errors.New("refused"))
-	c := bare(t, resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-		return nil, &url.Error{Op: "Post", URL: req.URL.String(), Err: inner}
-	}))
-	_, err := c.PhoneNumbers.Get(t.Context(), from)
-	require.True(t, resilience.NotSent(err))
-	require.EqualError(t, err, "retell: get-phone-number: refused")
-
-	c = newClient(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, inner }))
-	c.Stack().Breaker.ForceOpen()
-	_, err = c.Calls.CreatePhoneCall(t.Context(), somebody)
-	require.ErrorIs(t, err, resilience.ErrOpen)
-	require.True(t, resilience.NotSent(err))
-}
-
-func TestWhatIsMissingIsNamedAndNothingIsSent(t *testing.T) {
-	var seen []sent
-	c := bare(t, answering(200, `{}`, &seen))
-	ctx := t.Context()
-	for want, do := range map[string]func() error{
-		"from_number is missing": func() error { _, err := c.Calls.CreatePhoneCall(ctx, CreatePhoneCallParams{ToNumber: to}); return err },
-		"to_number is missing": func() error {
-			_, err := c.Calls.CreatePhoneCall(ctx, CreatePhoneCallParams{FromNumber: from})
-			return err
-		},
-		"idempotency_key must be": func() error {
-			_, err := c.Calls.CreatePhoneCall(ctx, CreatePhoneCallParams{FromNumber: from, ToNumber: to, IdempotencyKey: "a:b:c"})
-			return err
-		},
-		"create-web-call: agent_id is missing": func() error { _, err := c.Calls.CreateWebCall(ctx, CreateWebCallParams{}); return err },
-		"call_id is missing":                   func() error { return c.Calls.Delete(ctx, "") },
-		"call_id is not an id":                 func() error { return c.Calls.Delete(ctx, "..") },
-		"tasks is missing": func() error {
-			_, err := c.BatchCalls.CreateBatchCall(ctx, CreateBatchCallParams{FromNumber: from})
-			return err
-		},
-		"tasks[1].to_number is missing": func() error {
-			_, err := c.BatchCalls.CreateBatchCall(ctx, CreateBatchCallParams{FromNumber: from, Tasks: []BatchCallTask{{ToNumber: to}, {}}})
-			return err
-		},
-		"participant_id is missing":          func() error { _, err := c.Calls.TakeOverLive(ctx, "x", TakeOverLiveParams{}); return err },
-		"fields_to_override or call_control": func() error { _, err := c.Calls.UpdateLive(ctx, "x", UpdateLiveParams{}); return err },
-		"content is missing": func() error {
-			_, err := c.Chats.CreateChatCompletion(ctx, CreateChatCompletionParams{ChatID: "x"})
-			return err
-		},
-		"skip and pagination_key": func() error {
-			_, err := c.Calls.ListPage(ctx, ListCallsParams{Skip: 1, PaginationKey: "x"})
-			return err
-		},
-		"phone_number is missing":            func() error { _, err := c.PhoneNumbers.Get(ctx, ""); return err },
-		"DELETE: path needs":                 func() error { _, err := Do[Empty](ctx, c, "DELETE", "/delete-agent/", nil); return err },
-		"get-agent: path needs":              func() error { _, err := Do[Empty](ctx, c, "GET", "/get-agent/%2e%2E", nil); return err },
-		"POST: path needs":                   func() error { _, err := Do[Empty](ctx, c, "POST", "create-agent", nil); return err },
-		"create-agent: body does not encode": func() error { _, err := Do[Empty](ctx, c, "POST", "/create-agent", func() {}); return err },
-		"other: method or path is not valid": func() error { _, err := Do[Empty](ctx, c, "GE T", "/x", nil); return err },
-	} {
-		err := do()
-		require.ErrorContains(t, err, want)
-		require.ErrorIs(t, err, ErrInvalid)
-		require.True(t, resilience.NotSent(err))
-		require.NotContains(t, err.Error(), "555")
-	}
-	require.Empty(t, seen)
-}
-
 func TestAnswersOfAnotherShapeCostOnlyTheField(t *testing.T) {
 	c := bare(t, answering(201, `{"call_id":"call_1","call_cost":"free","agent_version":{},"duration_ms":1.5,"start_timestamp":"x",
 		"metadata":[1],"transcript_object":{"a":1},"retell_llm_dynamic_variables":{"n":5},"from_number":7}`, nil))
@@ -304,7 +172,8 @@ func TestListFollowsItsPages(t *testing.T) {
 	}, *asked)
 
 	rt, asked = pagesOf(`{"items":[{"agent_id":"a"},{"agent_id":"b"}],"has_more":true,"pagination_key":"p2"}`)
-	for range bare(t, rt).Agents.List(t.Context(), ListAgentsParams{}) {
+	for _, err := range bare(t, rt).Agents.List(t.Context(), ListAgentsParams{}) {
+		require.NoError(t, err)
 		break
 	}
 	require.Len(t, *asked, 1, "no page that nobody wants")

@@ -3,7 +3,7 @@ package retell
 // DisconnectionReason is why a call is over. Values may be added at any time.
 type DisconnectionReason string
 
-// The disconnection reasons, first those of a call that ended as calls do.
+// The reasons of a call that ended as calls do.
 const (
 	ReasonUserHangup         DisconnectionReason = "user_hangup"
 	ReasonAgentHangup        DisconnectionReason = "agent_hangup"
@@ -16,8 +16,10 @@ const (
 	ReasonTransferCancelled  DisconnectionReason = "transfer_cancelled"
 	ReasonManualStopped      DisconnectionReason = "manual_stopped"
 	ReasonCallTakeOver       DisconnectionReason = "call_take_over"
+)
 
-	// It never connected.
+// The reasons of a call that never connected.
+const (
 	ReasonDialBusy                          DisconnectionReason = "dial_busy"
 	ReasonDialFailed                        DisconnectionReason = "dial_failed"
 	ReasonDialNoAnswer                      DisconnectionReason = "dial_no_answer"
@@ -28,8 +30,10 @@ const (
 	ReasonMarkedAsSpam                      DisconnectionReason = "marked_as_spam"
 	ReasonUserDeclined                      DisconnectionReason = "user_declined"
 	ReasonUserRequestedDNC                  DisconnectionReason = "user_requested_dnc"
+)
 
-	// Capacity and account.
+// The reasons that lie in the capacity or the account of the workspace, or of the network.
+const (
 	ReasonConcurrencyLimitReached DisconnectionReason = "concurrency_limit_reached"
 	ReasonNoConcurrencyFallback   DisconnectionReason = "no_concurrency_fallback"
 	ReasonNoValidPayment          DisconnectionReason = "no_valid_payment"
@@ -37,12 +41,16 @@ const (
 	ReasonCreditExhausted         DisconnectionReason = "credit_exhausted"
 	ReasonBudgetReached           DisconnectionReason = "budget_reached"
 	ReasonNetworkBlocked          DisconnectionReason = "network_blocked"
+)
 
-	// Nobody came.
+// The reasons of a call that nobody joined.
+const (
 	ReasonErrorUserNotJoined    DisconnectionReason = "error_user_not_joined"
 	ReasonRegisteredCallTimeout DisconnectionReason = "registered_call_timeout"
+)
 
-	// Errors.
+// The reasons that are errors.
+const (
 	ReasonErrorLLMWebsocketOpen           DisconnectionReason = "error_llm_websocket_open"
 	ReasonErrorLLMWebsocketLostConnection DisconnectionReason = "error_llm_websocket_lost_connection"
 	ReasonErrorLLMWebsocketRuntime        DisconnectionReason = "error_llm_websocket_runtime"

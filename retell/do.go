@@ -105,12 +105,7 @@ type answer struct {
 // send does one exchange. It calls the transport itself, without an http.Client: that would follow redirects, and put the
 // URL, with the ids in it, into the text of errors.
 func (c *Client) send(ctx context.Context, method, path string, in any, accept string, opts []CallOption) (*answer, error) {
-	for _, opt := range opts {
-		if opt != nil {
-			ctx = opt(ctx)
-		}
-	}
-	req, err := c.newRequest(ctx, method, path, in, accept)
+	req, err := c.newRequest(withOptions(ctx, opts), method, path, in, accept)
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +125,18 @@ func (c *Client) send(ctx context.Context, method, path string, in any, accept s
 		return nil, errorOf(call, r, resp.StatusCode, resp.Header, body)
 	}
 	return &answer{call, resp, body}, nil
+}
+
+func withOptions(ctx context.Context, opts []CallOption) context.Context {
+	if ctx == nil {
+		return nil // refused below
+	}
+	for _, opt := range opts {
+		if opt != nil {
+			ctx = opt(ctx)
+		}
+	}
+	return ctx
 }
 
 func (c *Client) newRequest(ctx context.Context, method, path string, in any, accept string) (*http.Request, error) {

@@ -136,7 +136,7 @@ func ExampleConfig() {
 	if err != nil {
 		panic(err)
 	}
-	defer resp.Body.Close()
+	_ = resp.Body.Close()
 	fmt.Println(resp.StatusCode)
 	_ = stack.Close(context.Background())
 	// Output:

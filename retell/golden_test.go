@@ -28,7 +28,7 @@ type exchange struct {
 
 func golden(t *testing.T, operation string) exchange {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("../testdata/retell", operation+".json"))
+	data, err := os.ReadFile("../testdata/retell/" + operation + ".json")
 	require.NoError(t, err)
 	var e exchange
 	require.NoError(t, json.Unmarshal(data, &e))

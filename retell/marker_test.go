@@ -247,14 +247,14 @@ func TestCallsOfABatchProveTheBatch(t *testing.T) {
 }
 
 func TestEvidenceFromAWebhook(t *testing.T) {
-	ev, ok := evidenceOf(&Call{CallID: "call_1", Transcript: "private", Metadata: Metadata{"rk_key": testID}}, "webhook")
+	ev, ok := evidenceOf(&Call{CallID: "call_1", Transcript: "private", Metadata: Metadata{"rk_key": testID}})
 	require.True(t, ok)
 	require.Equal(t, testID, ev.ID)
 	require.NotContains(t, string(ev.Calls[0].Body), "private")
 	for _, m := range []Metadata{nil, {"rk_key": 5}, {"rk_key": "short"}, {"rk_key": strings.Repeat("A", 26)}, {"rk_key": testID + "-batch"}} {
-		_, ok = evidenceOf(&Call{CallID: "call_1", Metadata: m}, "webhook")
+		_, ok = evidenceOf(&Call{CallID: "call_1", Metadata: m})
 		require.False(t, ok, m)
 	}
-	_, ok = evidenceOf(nil, "webhook")
+	_, ok = evidenceOf(nil)
 	require.False(t, ok)
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/retell-resilience/resilience"
 )
@@ -22,7 +23,19 @@ type reconciler struct {
 var (
 	_ resilience.Reconciler = (*reconciler)(nil)
 	_ resilience.Identifier = (*reconciler)(nil)
+	_ resilience.KeyHonorer = (*reconciler)(nil)
 )
+
+// honored is how long Retell honours an idempotency_key, with room for a slow request: it says one hour.
+const honored = 55 * time.Minute
+
+// HonorsKey implements [resilience.KeyHonorer]: only create-phone-call takes a key.
+func (r *reconciler) HonorsKey(operation string) time.Duration {
+	if operation == "create-phone-call" {
+		return honored
+	}
+	return 0
+}
 
 // Reconciler is how a call whose answer was lost is found again: every call that creates something for a person carries
 // a marker in its metadata (the member "rk_key"), and create-phone-call the key as Retell's own idempotency_key. A look-up
@@ -146,13 +159,23 @@ func foundIn(call *Call) (resilience.Found, bool) {
 	return resilience.Found{ID: of.BatchCallID, Body: body}, err == nil
 }
 
-// asCreated is what the answer to a create would have said of a call: no transcript, no recording.
-func asCreated(c *Call) Call {
-	return Call{
-		CallID: c.CallID, CallType: c.CallType, CallStatus: c.CallStatus,
-		AgentID: c.AgentID, AgentVersion: c.AgentVersion, AgentName: c.AgentName,
-		FromNumber: c.FromNumber, ToNumber: c.ToNumber, Direction: c.Direction,
-		Metadata: c.Metadata, RetellLLMDynamicVariables: c.RetellLLMDynamicVariables,
+// createdCall is what the answer to a create would have said of a call: no transcript, no recording, no token.
+type createdCall struct {
+	CallID       string       `json:"call_id"`
+	CallType     CallType     `json:"call_type"`
+	CallStatus   CallStatus   `json:"call_status"`
+	AgentID      string       `json:"agent_id"`
+	AgentVersion AgentVersion `json:"agent_version,omitzero"`
+	FromNumber   string       `json:"from_number,omitempty"`
+	ToNumber     string       `json:"to_number,omitempty"`
+	Direction    Direction    `json:"direction,omitempty"`
+	Metadata     Metadata     `json:"metadata,omitempty"`
+}
+
+func asCreated(c *Call) createdCall {
+	return createdCall{
+		CallID: c.CallID, CallType: c.CallType, CallStatus: c.CallStatus, AgentID: c.AgentID, AgentVersion: c.AgentVersion,
+		FromNumber: c.FromNumber, ToNumber: c.ToNumber, Direction: c.Direction, Metadata: c.Metadata,
 	}
 }
 
@@ -189,8 +212,8 @@ func findCalls(marker string, list func(ListCallsParams) (*Page[Call], error)) (
 	return found, nil
 }
 
-// evidenceOf is what a call from a webhook, or one that was read, proves about the key that made it.
-func evidenceOf(call *Call, source string) (resilience.Evidence, bool) {
+// evidenceOf is what a call from a webhook proves about the key that made it.
+func evidenceOf(call *Call) (resilience.Evidence, bool) {
 	if call == nil {
 		return resilience.Evidence{}, false
 	}
@@ -199,5 +222,5 @@ func evidenceOf(call *Call, source string) (resilience.Evidence, bool) {
 		return resilience.Evidence{}, false
 	}
 	found, ok := foundIn(call)
-	return resilience.Evidence{ID: id, Calls: []resilience.Found{found}, Source: source}, ok
+	return resilience.Evidence{ID: id, Calls: []resilience.Found{found}, Source: "webhook"}, ok
 }

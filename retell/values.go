@@ -64,7 +64,7 @@ func (v *Variables) UnmarshalJSON(data []byte) error {
 	var raw map[string]json.RawMessage
 	if json.Unmarshal(data, &raw) != nil || raw == nil {
 		*v = nil
-		return nil
+		return nil // as lenient as every answer
 	}
 	out := make(Variables, len(raw))
 	for name, value := range raw {

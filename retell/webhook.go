@@ -201,19 +201,26 @@ func (e *WebhookEvent) identity() string {
 		}
 	case EventTransferStarted, EventTransferBridged, EventTransferCancelled, EventTransferEnded:
 		if id != "" {
-			destination, _ := json.Marshal(e.TransferDestination) // two texts always encode
-			return joined(string(e.Event), id, strconv.FormatInt(int64(e.Call.startOrZero()), 10), string(destination))
+			to := e.destination()
+			return joined(string(e.Event), id, strconv.FormatInt(int64(e.started()), 10), to.Number, to.Extension)
 		}
 	}
 	sum := sha256.Sum256(e.Raw)
 	return joined(string(e.Event), id, hex.EncodeToString(sum[:]))
 }
 
-func (c *Call) startOrZero() Timestamp {
-	if c == nil {
+func (e *WebhookEvent) destination() TransferDestination {
+	if e.TransferDestination == nil {
+		return TransferDestination{}
+	}
+	return *e.TransferDestination
+}
+
+func (e *WebhookEvent) started() Timestamp {
+	if e.Call == nil {
 		return 0
 	}
-	return c.StartTimestamp
+	return e.Call.StartTimestamp
 }
 
 // joined keeps parts apart whatever they hold.

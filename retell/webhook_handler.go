@@ -162,8 +162,8 @@ func (m *memory) begin(id, stream string, signed, now time.Time) (d *delivery, f
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.forget(now)
-	if d = m.byID[id]; d != nil {
-		return d, false
+	if known := m.byID[id]; known != nil {
+		return known, false
 	}
 	d = &delivery{id: id, stream: stream, signed: signed, done: make(chan struct{})}
 	if newest, ok := m.newest[stream]; ok && stream != "" && signed.Before(newest) {

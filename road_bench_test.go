@@ -1,0 +1,114 @@
+package resilience
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// answerer answers at once, in memory.
+var answerer = RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("{}")), ContentLength: 2, Request: req}, nil
+})
+
+func quiet() Config { return Config{} }
+
+func BenchmarkRoad_DoRead(b *testing.B) {
+	s := newStack(b, quiet())
+	ctx, call := context.Background(), Call{Operation: "get", Effect: EffectRead}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Do(ctx, s, call, func(context.Context) (int, error) { return 1, nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRoad_DoThreeLayers(b *testing.B) {
+	cfg := quiet()
+	cfg.Fallback.Off, cfg.Idempotency.Off, cfg.DLQ.Off, cfg.Retry.Off = true, true, true, true
+	s := newStack(b, cfg)
+	ctx, call := context.Background(), Call{Operation: "get", Effect: EffectRead}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Do(ctx, s, call, func(context.Context) (int, error) { return 1, nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRoad_DoOnce(b *testing.B) {
+	s := newStack(b, quiet())
+	ctx, call := context.Background(), Call{Operation: "dial"}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Do(ctx, s, call, func(context.Context) (int, error) { return 1, nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRoad_HTTPClient(b *testing.B) {
+	for name, rt := range map[string]http.RoundTripper{"bare": answerer, "whole road": newStack(b, quiet()).Wrap(answerer)} {
+		b.Run(name, func(b *testing.B) {
+			c := &http.Client{Transport: rt}
+			req, _ := http.NewRequest(http.MethodGet, "http://api.test/x", nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				resp, err := c.Do(req)
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+		})
+	}
+}
+
+// Claim and record on the memory store, with many keys in it already.
+func BenchmarkKeys_ClaimAndRecord(b *testing.B) {
+	for _, stored := range []int{1_000, 100_000, 10_000_000} {
+		b.Run(fmt.Sprint(stored), func(b *testing.B) {
+			if stored > 1_000_000 && testing.Short() {
+				b.Skip("needs some gigabytes")
+			}
+			store := NewMemoryStore(1 << 40)
+			i := newIdem(b, IdempotencyConfig{Store: store})
+			ctx := context.Background()
+			for n := range stored {
+				rec := Record{ID: i.ID(fmt.Sprint("old", n)), State: KeyConfirmed, Expires: store.Now().Add(maxDuration / 4)}
+				if _, ok, err := store.CompareAndSwap(ctx, 0, rec); !ok || err != nil {
+					b.Fatal(err)
+				}
+			}
+			n := 0
+			b.ReportAllocs()
+			b.ResetTimer()
+			for b.Loop() {
+				n++
+				claimAndRecord(b, i, fmt.Sprint("new", n))
+			}
+		})
+	}
+}
+
+func claimAndRecord(b *testing.B, i *Idempotency, key string) {
+	ctx, id := context.Background(), i.ID(key)
+	rec, err := i.apply(ctx, id, keyEvent{kind: eventClaim, token: "t", claim: claimRequest{fingerprint: "f", lease: i.store.Now()}})
+	if err == nil {
+		rec, err = i.advance(ctx, rec, keyEvent{kind: eventIntend, token: "t"})
+	}
+	if err == nil {
+		_, err = i.advance(ctx, rec, keyEvent{kind: eventAnswer, token: "t", keep: i.cfg.TTL, answer: answerReceipt{kind: answerDone, epoch: rec.Epoch}})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}

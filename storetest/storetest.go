@@ -13,7 +13,6 @@ package storetest
 import (
 	"context"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -43,11 +42,6 @@ func Precision(d time.Duration) Option {
 	return func(s *suite) { s.precision = d }
 }
 
-// except leaves checks out.
-func except(names ...string) Option {
-	return func(s *suite) { s.without = names }
-}
-
 // suite is one store under test.
 type suite struct {
 	open        func(t *testing.T) resilience.KeyStore
@@ -55,7 +49,6 @@ type suite struct {
 	openBounded func(t *testing.T) resilience.KeyStore
 	maxKeys     int
 	precision   time.Duration
-	without     []string
 }
 
 // Run checks a store. open makes an empty one; what must be closed it leaves to t.Cleanup. Each check gets a store of
@@ -67,9 +60,6 @@ func Run(t *testing.T, open func(t *testing.T) resilience.KeyStore, opts ...Opti
 		o(s)
 	}
 	for _, c := range s.checks() {
-		if slices.Contains(s.without, c.name) {
-			continue
-		}
 		t.Run(c.name, c.run)
 	}
 }

@@ -124,7 +124,9 @@ func (s *suite) sweepExtended(t *testing.T) {
 	shorter := st.put(0, settled("shorter", future))
 	reopened := st.put(0, settled("reopened", past))
 	longer.Expires, shorter.Expires, reopened.State = future, past, resilience.KeyInDoubt
-	longer, shorter, reopened = st.put(longer.Version, longer), st.put(shorter.Version, shorter), st.put(reopened.Version, reopened)
+	longer = st.put(longer.Version, longer)
+	st.put(shorter.Version, shorter)
+	st.put(reopened.Version, reopened)
 	require.Equal(t, 1, st.sweepAll(nobody))
 	require.Equal(t, []string{"longer", "reopened"}, st.present("longer", "shorter", "reopened"))
 	longer.Expires = past

@@ -48,7 +48,7 @@ type batch struct {
 // may have been made.
 func (s *Store) CompareAndSwap(ctx context.Context, old uint64, rec resilience.Record) (version uint64, swapped bool, err error) {
 	if n := len(rec.ID); n == 0 || n > maxID {
-		return 0, false, fmt.Errorf("Record.ID: must have 1 to %d bytes, got %d", maxID, n) //nolint:staticcheck // a field's name
+		return 0, false, fmt.Errorf("Record.ID: must have 1 to %d bytes, got %d", maxID, n)
 	}
 	// Who comes too late need not wait for a commit to hear it.
 	if current, err := s.Load(ctx, rec.ID); err != nil || current.Version != old {

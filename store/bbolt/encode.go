@@ -308,7 +308,7 @@ func (r *reader) int() int {
 }
 
 func (r *reader) state() resilience.KeyState {
-	return resilience.KeyState(min(r.uint(), 255)) //nolint:gosec // bounded
+	return resilience.KeyState(min(r.uint(), 255))
 }
 
 func (r *reader) time() time.Time {
@@ -317,7 +317,7 @@ func (r *reader) time() time.Time {
 		r.bad = true
 		return time.Time{}
 	}
-	return time.Unix(seconds, int64(nanos)).UTC() //nolint:gosec // bounded
+	return time.Unix(seconds, int64(nanos)).UTC()
 }
 
 // many reads how many things follow, none of which can be shorter than a byte.

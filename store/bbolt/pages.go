@@ -178,7 +178,7 @@ func elements(b []byte, branch bool) ([]element, error) {
 				return nil, errBounds
 			}
 		}
-		start := uint64(at) + position //nolint:gosec // small
+		start := uint64(at) + position
 		if keyLen == 0 || start < uint64(pageHead+n*elementSize) || start+keyLen+valueLen > uint64(len(b)) {
 			return nil, errBounds
 		}

@@ -1,0 +1,128 @@
+package boltstore
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/retell-resilience/resilience"
+)
+
+// answered is a record of the usual size.
+func answered(s *Store, id string) resilience.Record {
+	rec := sample()
+	rec.ID, rec.State, rec.Expires, rec.Body = id, resilience.KeyConfirmed, s.Now(), make([]byte, 800)
+	return rec
+}
+
+func benchmarkSwap(b *testing.B, writers int) {
+	s := open(b, keysFile(b), Options{MaxKeys: -1})
+	b.SetParallelism((writers + 1) / 2) // for each of two cores
+	var id atomic.Int64
+	if writers == 1 {
+		version := uint64(0)
+		for b.Loop() {
+			version = swap(b, s, version, answered(s, "key"))
+		}
+	} else {
+		b.RunParallel(func(pb *testing.PB) {
+			key, version := fmt.Sprint(id.Add(1)), uint64(0)
+			for pb.Next() {
+				version = swap(b, s, version, answered(s, key))
+			}
+		})
+	}
+	st := s.Stats()
+	b.ReportMetric(float64(st.Writes)/b.Elapsed().Seconds(), "writes/s")
+	b.ReportMetric(float64(st.Writes)/float64(st.Commits), "writes/commit")
+}
+
+func BenchmarkCompareAndSwap1(b *testing.B)  { benchmarkSwap(b, 1) }
+func BenchmarkCompareAndSwap64(b *testing.B) { benchmarkSwap(b, 64) }
+
+// filled is a store with n records, in few commits.
+func filled(b *testing.B, path string, n int, keep time.Duration) *Store {
+	b.Helper()
+	s := open(b, path, Options{MaxKeys: -1})
+	for at := 0; at < n; at += 5000 {
+		require.NoError(b, s.do(context.Background(), 0, func(bt *batch) error {
+			for i := at; i < min(at+5000, n); i++ {
+				rec := answered(s, fmt.Sprintf("%026d", (i*7919)%n))
+				rec.Expires = rec.Expires.Add(keep)
+				if _, _, _, err := bt.swap(0, rec); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	return s
+}
+
+func BenchmarkLoad(b *testing.B) {
+	s := filled(b, keysFile(b), 100_000, 0)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for i := 0; pb.Next(); i++ {
+			if rec, err := s.Load(context.Background(), fmt.Sprintf("%026d", i*7919%100_000)); err != nil || rec.Version == 0 {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// One sweep, of 1024 records, in a store with many that are due.
+func BenchmarkSweep1024(b *testing.B) {
+	const n = 100_000
+	var s *Store
+	left := 0
+	for b.Loop() {
+		if left < 1024 {
+			b.StopTimer()
+			s, left = filled(b, filepath.Join(b.TempDir(), "keys.db"), n, 0), n
+			b.StartTimer()
+		}
+		removed, err := s.Sweep(context.Background(), 1024, func(string) bool { return false })
+		require.NoError(b, err)
+		left -= removed
+	}
+}
+
+// A sweep among many records of which all are pinned, and one among as many that are not due.
+func BenchmarkSweepPinned(b *testing.B) {
+	benchmarkIdleSweep(b, 0)
+}
+
+func BenchmarkSweepNothing(b *testing.B) {
+	benchmarkIdleSweep(b, time.Hour)
+}
+
+func benchmarkIdleSweep(b *testing.B, keep time.Duration) {
+	b.Helper()
+	s := filled(b, keysFile(b), 100_000, keep)
+	all := func(string) bool { return true }
+	for b.Loop() {
+		if n, err := s.Sweep(context.Background(), 1024, all); n != 0 || err != nil {
+			b.Fatal(n, err)
+		}
+	}
+}
+
+func BenchmarkOpen100k(b *testing.B)          { benchmarkOpen(b, Options{}) }
+func BenchmarkOpen100kSkipCheck(b *testing.B) { benchmarkOpen(b, Options{SkipCheck: true}) }
+
+func benchmarkOpen(b *testing.B, opts Options) {
+	b.Helper()
+	path := keysFile(b)
+	require.NoError(b, filled(b, path, 100_000, 0).Close())
+	for b.Loop() {
+		s, err := Open(path, opts)
+		require.NoError(b, err)
+		require.NoError(b, s.Close())
+	}
+}

@@ -232,11 +232,21 @@ func (d *DLQ) pass(t *trip, req *http.Request, next leg) (*http.Response, error)
 	}()
 	resp, err := next.travel(t, req)
 	ended = true
-	if err == nil && resp.StatusCode < http.StatusInternalServerError {
+	if err == nil && resp.StatusCode < http.StatusInternalServerError && !(held.slot != nil && notYet(resp.StatusCode)) {
 		d.succeeded(t, held, resp.StatusCode, started)
 		return resp, nil
 	}
 	return d.failed(t, req, held, answer{resp, err}, started)
+}
+
+// notYet names the refusals that a letter outlives: they say nothing against its request. Whoever took such a letter over
+// leaves it to the queue again, for the one who parked it was told that the queue will send it.
+func notYet(status int) bool {
+	switch status {
+	case http.StatusTooManyRequests, http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden:
+		return true
+	}
+	return status >= 400 && doubtfulStatus(status)
 }
 
 // answer is how an exchange ended.
@@ -271,14 +281,17 @@ func (d *DLQ) takeOver(t *trip, redriving string) (holding, error) {
 		return holding{}, nil
 	case s.letter.ID == redriving:
 		return holding{slot: s, redrive: true}, nil
-	case s.letter.InDoubt && t.flight == nil:
-		// Nobody above knows the key, so what the letter knows is all there is.
+	case s.letter.InDoubt && !resends(t):
+		// Nobody above knows what the letter knows: there is no layer for keys, or its store has forgotten.
 		return holding{}, d.parkedError(t, s.letter, ErrInDoubt)
 	case s.token != 0:
 		return holding{}, d.parkedError(t, s.letter, nil)
 	}
 	return holding{slot: s, token: d.box.lease(s)}, nil
 }
+
+// resends reports whether the call is let through though its key is known to be in doubt, in a mode the user chose.
+func resends(t *trip) bool { return t.flight != nil && t.flight.rec.Doubts > 0 }
 
 // parkedError says that a letter owns the write.
 func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {

@@ -280,10 +280,10 @@ func verdictOf(r Record) keyVerdict {
 	switch r.State {
 	case KeyConfirmed:
 		return keyDone
-	case KeyNotApplied, KeyFree:
+	case KeyNotApplied:
 		return keyNotApplied
 	}
-	return keyUnknown
+	return keyUnknown // also a free key: a store that has forgotten proves nothing
 }
 
 // redrive sends a letter the way its request came.

@@ -529,3 +529,28 @@ func TestLatency_BucketsAreOrderedAndTight(t *testing.T) {
 	require.Equal(t, buckets-1, bucketOf(maxDuration))
 	require.Equal(t, 0, bucketOf(-1))
 }
+
+func TestStack_ALetterOutlivesACallThatWasThrottled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Retry: RetryConfig{Max: -1}})
+		answers := []func() (*http.Response, error){
+			failing2(MarkNotSent(io.EOF)), status(429, "Retry-After", "1"), status(201),
+		}
+		rt, sends := script(answers...)
+		wrapped := s.Wrap(rt)
+		_, err := dial(t.Context(), t, wrapped, "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		_, err = dial(t.Context(), t, wrapped, "k", dialBody)
+		require.ErrorIs(t, err, ErrParked, "the first caller was told that the queue will send it")
+		require.False(t, InDoubt(err))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, 429, e.StatusCode)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		require.Equal(t, 3, *sends)
+		require.Zero(t, s.DLQ.Len())
+		closeStack(t, s)
+	})
+}

@@ -337,8 +337,8 @@ func (i *Idempotency) fly(f *flight, req *http.Request, next leg) {
 		return next.travel(f.trip, inner)
 	}, func(r result) {
 		i.giveBack(f)
+		i.land(f) // first, so that whoever has the answer finds nothing of the flight left
 		f.publish(r)
-		i.land(f)
 	})
 }
 

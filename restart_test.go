@@ -78,7 +78,10 @@ func TestStack_ALetterOnItsWayIsExportedAsInDoubt(t *testing.T) {
 		s := newStack(t, Config{})
 		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
 		require.ErrorIs(t, err, ErrParked)
-		p.before, p.answer = nil, func(*http.Request, int) (*http.Response, error) { time.Sleep(10 * time.Second); return reply(201, "{}"), nil }
+		p.before, p.answer = nil, func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- s.Run(ctx) }()

@@ -80,14 +80,13 @@ func (b *letterBox) idOf(key string) string {
 func (b *letterBox) ofKey(key string) *letterSlot { return b.byKey[b.idOf(key)] }
 
 // insert takes over l, whose id and key must be new.
-func (b *letterBox) insert(l *Letter, road leg) *letterSlot {
+func (b *letterBox) insert(l *Letter, road leg) {
 	b.seq++
 	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road}
 	b.byID[l.ID], b.byKey[b.idOf(l.Key)] = s, s
 	b.bytes += s.size
 	b.states[l.state()]++
 	b.place(s)
-	return s
 }
 
 // change puts an edited copy in the place of the letter. edit must not touch what size counts, nor First.

@@ -376,7 +376,7 @@ func byName[T interface {
 	~uint8
 	String() string
 }](name string, last T) (v T, ok bool) {
-	for v = 0; v <= last; v++ {
+	for v = range last + 1 {
 		if v.String() == name {
 			return v, true
 		}

@@ -3,6 +3,8 @@ package bench
 import (
 	"context"
 	"errors"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -46,24 +48,34 @@ func run(b *testing.B, pieces []piece) {
 // loop is a piece that does the same again and again and must succeed.
 func loop(library string, make func(b *testing.B) func() error) piece {
 	return piece{library, func(b *testing.B) {
-		once := make(b)
+		once, spent := make(b), startCPU(b)
 		for b.Loop() {
 			if err := once(); err != nil {
 				b.Fatal(err)
 			}
 		}
+		spent()
 	}}
+}
+
+// startCPU reports what this process spent on the processor, system calls and garbage collection included. On a machine
+// that does other things too it says more than the clock.
+func startCPU(b *testing.B) func() {
+	b.Helper()
+	before := cpuTime(b)
+	return func() { b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op") }
 }
 
 // refusal is a piece that must be refused each time.
 func refusal(library string, make func(b *testing.B) func() error) piece {
 	return piece{library, func(b *testing.B) {
-		once := make(b)
+		once, spent := make(b), startCPU(b)
 		for b.Loop() {
 			if err := once(); err == nil {
 				b.Fatal("an open circuit let a call through")
 			}
 		}
+		spent()
 	}}
 }
 
@@ -141,6 +153,60 @@ func doWork(library string, layers int, call resilience.Call, fn func(context.Co
 			return err
 		}
 	})
+}
+
+// onRoad is what one layer adds to a Do. The layer costs less than the Do varies from one moment to the next, so blocks with
+// it and without it alternate, and the median of their differences counts. Collecting garbage falls out of a median, so
+// this is for layers that make none, as the allocations show.
+func onRoad(library string, layer int) piece {
+	return piece{library, func(b *testing.B) {
+		const block = 500
+		call := func(stack *resilience.Stack) func() {
+			ctx := context.Background()
+			return func() {
+				for range block {
+					if _, err := resilience.Do(ctx, stack, read, work); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		}
+		with, without := call(stackOf(b, layer)), call(stackOf(b, 0))
+		allocs, bytes := memory(with, block)
+		allocs0, bytes0 := memory(without, block)
+		var clock, cpu []float64
+		timed := func(fn func()) (time.Duration, time.Duration) {
+			began, spent := time.Now(), cpuTime(b)
+			fn()
+			return time.Since(began), cpuTime(b) - spent
+		}
+		for n := 0; b.Loop(); n++ {
+			first, second, sign := without, with, 1.0
+			if n%2 == 1 {
+				first, second, sign = with, without, -1.0
+			}
+			clock1, cpu1 := timed(first)
+			clock2, cpu2 := timed(second)
+			clock = append(clock, sign*float64(clock2-clock1)/block)
+			cpu = append(cpu, sign*float64(cpu2-cpu1)/block)
+		}
+		slices.Sort(clock)
+		slices.Sort(cpu)
+		b.ReportMetric(clock[len(clock)/2], "ns/op")
+		b.ReportMetric(cpu[len(cpu)/2], "cpu-ns/op")
+		b.ReportMetric(allocs-allocs0, "allocs/op")
+		b.ReportMetric(bytes-bytes0, "B/op")
+	}}
+}
+
+// memory counts what one of n calls allocates, in whole objects and bytes, as the testing package does.
+func memory(fn func(), n uint64) (allocs, bytes float64) {
+	fn() // what is made once
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	fn()
+	runtime.ReadMemStats(&after)
+	return float64((after.Mallocs - before.Mallocs) / n), float64((after.TotalAlloc - before.TotalAlloc) / n)
 }
 
 // byHand is what one writes without a library of layers: gobreaker, a semaphore, a deadline, a loop.

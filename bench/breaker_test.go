@@ -21,8 +21,8 @@ func newBreaker(b *testing.B) *resilience.Breaker {
 	return breaker
 }
 
-// A closed circuit lets a call through and counts it. Ours has two prices: Allow and its done, measured here, and what the
-// layer adds on the road, which the table works out as Layers/breaker - Layers/none. The rolling failure rate that ours
+// A closed circuit lets a call through and counts it. Ours has two prices: that of Allow and its done, and what the layer
+// adds to a Do, which is what a user of the stack pays; a whole Do pays for its trip besides, see BenchmarkLayers. The rolling failure rate that ours
 // and failsafe-go keep is more than the count of consecutive failures of the other two.
 func BenchmarkBreakerClosed(b *testing.B) {
 	run(b, []piece{
@@ -83,6 +83,7 @@ func BenchmarkBreakerClosed(b *testing.B) {
 				return err
 			}
 		}),
+		onRoad("ours-road", withBreaker),
 	})
 }
 

@@ -82,7 +82,7 @@ func everySlots() []slots {
 }
 
 // A slot is free. Acquire of ours makes a release that may be called twice, which costs an allocation; what the layer adds
-// on the road, without one, is Layers/bulkhead - Layers/none in the table.
+// to a Do is ours-road.
 func BenchmarkBulkheadFree(b *testing.B) {
 	pieces := []piece{loop("mutex", func(*testing.B) func() error {
 		var mu sync.Mutex
@@ -98,7 +98,7 @@ func BenchmarkBulkheadFree(b *testing.B) {
 			return func() error { return with(ctx, func() {}) }
 		}))
 	}
-	run(b, pieces)
+	run(b, append(pieces, onRoad("ours-road", withBulkhead)))
 }
 
 // Sixteen goroutines and more want two slots. Whoever holds one lets others run, so that they find it taken; without that
@@ -108,6 +108,7 @@ func BenchmarkBulkheadContended(b *testing.B) {
 		return piece{library, func(b *testing.B) {
 			once, ctx := make(b), caller(b)
 			b.SetParallelism(max(1, 16/runtime.GOMAXPROCS(0)))
+			spent := startCPU(b)
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
 					if err := once(ctx); err != nil {
@@ -116,6 +117,7 @@ func BenchmarkBulkheadContended(b *testing.B) {
 					}
 				}
 			})
+			spent()
 		}}
 	}
 	var pieces []piece

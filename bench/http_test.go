@@ -152,27 +152,18 @@ func BenchmarkHTTPMemory(b *testing.B) {
 func BenchmarkHTTPLoopback(b *testing.B) {
 	url := serve(b)
 	around := func(library string, wrap func(b *testing.B, base http.RoundTripper) http.RoundTripper) piece {
-		inner := get(library, url, func(b *testing.B) http.RoundTripper {
+		return get(library, url, func(b *testing.B) http.RoundTripper {
 			base := resilience.NewTransport()
 			b.Cleanup(base.CloseIdleConnections)
 			return wrap(b, base)
 		})
-		return inner
 	}
-	pieces := []piece{
+	run(b, []piece{
 		around("bare", func(_ *testing.B, base http.RoundTripper) http.RoundTripper { return base }),
 		around("by-hand", func(_ *testing.B, base http.RoundTripper) http.RoundTripper { return newHTTPByHand(base) }),
 		around("failsafe", func(_ *testing.B, base http.RoundTripper) http.RoundTripper { return failsafeAround(base) }),
 		around("ours", func(b *testing.B, base http.RoundTripper) http.RoundTripper { return stackOf(b, withAll).Wrap(base) }),
-	}
-	for i, p := range pieces {
-		pieces[i].bench = func(b *testing.B) {
-			before := cpuTime(b)
-			p.bench(b)
-			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
-		}
-	}
-	run(b, pieces)
+	})
 }
 
 func cpuTime(b *testing.B) time.Duration {

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"context"
+	"errors"
+	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -16,8 +18,9 @@ var circuits atomic.Int64
 func newCircuit() string {
 	name := strconv.FormatInt(circuits.Add(1), 10)
 	hystrix.ConfigureCommand(name, hystrix.CommandConfig{
-		Timeout: int(limit.Milliseconds()), MaxConcurrentRequests: 100, RequestVolumeThreshold: 10, SleepWindow: int(time.Hour.Milliseconds()),
+		Timeout: int(limit.Milliseconds()), MaxConcurrentRequests: 10_000, RequestVolumeThreshold: 10, SleepWindow: int(time.Hour.Milliseconds()),
 	})
+	_, _, _ = hystrix.GetCircuit(name) // makes it
 	return name
 }
 
@@ -25,7 +28,13 @@ func newCircuit() string {
 func hystrixCall(name string, result error) func() error {
 	ctx := context.Background()
 	return func() error {
-		return hystrix.DoC(ctx, name, func(context.Context) error { return result }, nil)
+		for {
+			err := hystrix.DoC(ctx, name, func(context.Context) error { return result }, nil)
+			if !errors.Is(err, hystrix.ErrMaxConcurrency) { // its slots come back after the call has returned
+				return err
+			}
+			runtime.Gosched()
+		}
 	}
 }
 

@@ -30,8 +30,8 @@ func BenchmarkLayers(b *testing.B) {
 	})
 }
 
-// One limit around one call. Ours has two limits, for the call and for the attempt, and leaves a function that ignores
-// them to itself, as failsafe-go's and go-resiliency's do; context.WithTimeout alone waits for it.
+// One limit around one call. Ours has two limits, for the call and for the attempt. Ours and go-resiliency's leave a
+// function that ignores its limit to itself, on its goroutine; context.WithTimeout and failsafe-go's wait for it.
 func BenchmarkTimeout(b *testing.B) {
 	withTimeoutOf := func(fn func(context.Context) (int, error), from func(*testing.B) context.Context) func(b *testing.B) func() error {
 		return func(b *testing.B) func() error {
@@ -60,7 +60,7 @@ func BenchmarkTimeout(b *testing.B) {
 }
 
 // Breaker, bulkhead and timeout. By hand and failsafe-go's run the function on the caller's goroutine; ours does so on
-// one of its own, so that a function that ignores its context does not hold the caller.
+// one of its own, so that a function that ignores its context does not hold the caller, and so do the other two.
 func BenchmarkBreakerBulkheadTimeout(b *testing.B) {
 	hand := func(library string, fn func(context.Context) (int, error), from func(*testing.B) context.Context) piece {
 		return loop(library, func(b *testing.B) func() error {

@@ -67,7 +67,7 @@ func block(b *strings.Builder, g group, rows []*row, reference *row, by measure,
 	for _, w := range rows {
 		width, cut := barOf(w.by(by), scale)
 		class := "peer"
-		if strings.HasPrefix(w.Library, "ours") {
+		if strings.Contains(w.Library, "ours") {
 			class = "ours"
 		}
 		fmt.Fprintf(b, `<text class="name" x="%d" y="%d">%s</text>`, labelWidth, y+14, escape(w.Library))

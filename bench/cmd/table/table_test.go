@@ -179,6 +179,7 @@ func TestEveryNameIsMeasured(t *testing.T) {
 func TestChartIsWellFormed(t *testing.T) {
 	r := parsed(t)
 	r.add("BreakerClosed", `<&">`, sample{Time: 1e6, CPU: 1e6}) // longer than any bar
+	r.add("BreakerClosed", "http-ours", sample{CPU: 1, Time: 1})
 	r.add("BreakerClosed", "negative", sample{Time: -5, CPU: -5})
 	r.finish()
 	for _, by := range []measure{byCPU, byTime} {
@@ -197,7 +198,7 @@ func TestChartIsWellFormed(t *testing.T) {
 			}
 		}
 		// The page, the two that were measured, two more, the group that nobody knows, the difference.
-		if bars < 7 || !strings.Contains(svg, "prefers-color-scheme: dark") || !strings.Contains(svg, `class="cut"`) {
+		if bars < 7 || !strings.Contains(svg, "prefers-color-scheme: dark") || !strings.Contains(svg, `class="cut"`) || strings.Count(svg, `<rect class="ours"`) < 2 {
 			t.Errorf("%d bars in\n%s", bars, svg)
 		}
 	}

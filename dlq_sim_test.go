@@ -183,6 +183,7 @@ func (s *letterSim) importOne() {
 		require.Equal(s.t, before, s.d.Stats())
 		return
 	}
+	synctest.Wait() // for the events
 	for _, l := range s.d.List(LetterFilter{}) {
 		s.books.live[l.ID] = true // one event told of all
 	}

@@ -45,7 +45,7 @@ type Call[ID comparable, L any] struct {
 
 // Join returns the call under id that is on its way, for a follower; or, if there is none, one to lead. A call that a
 // write has overtaken is not joined: who asks after the write must see it. A leader must call Leave and then End.
-func (c *Calls[ID, L]) Join(id ID, resource string, leader L) (call *Call[ID, L], leads bool) {
+func (c *Calls[ID, L]) Join(id ID, k Key, resource string, leader L) (call *Call[ID, L], leads bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if call = c.under[id]; call != nil && c.store.Current(call.Read) {
@@ -58,7 +58,7 @@ func (c *Calls[ID, L]) Join(id ID, resource string, leader L) (call *Call[ID, L]
 	if call == nil {
 		call = new(Call[ID, L])
 	}
-	*call = Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(resource)}
+	*call = Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(k, resource)}
 	c.under[id] = call
 	return call, true
 }

@@ -100,7 +100,7 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 			switch r.IntN(9) {
 			case 0, 1, 2:
 				resource := resources[r.IntN(len(resources))]
-				reads = append(reads, &open{read: s.Begin(resource), key: k, resource: resource})
+				reads = append(reads, &open{read: s.Begin(k, resource), key: k, resource: resource})
 			case 3, 4, 5:
 				if len(reads) == 0 {
 					continue
@@ -174,7 +174,7 @@ func TestResourcesAreForgottenWithWhatIsAboutThem(t *testing.T) {
 	s := New(-1, time.Minute)
 	now := time.Now()
 	for i := range 100 {
-		r := s.Begin(fmt.Sprintf("a/%d/b/%d", i%7, i))
+		r := s.Begin(keyFor(i), fmt.Sprintf("a/%d/b/%d", i%7, i))
 		require.True(t, s.Put(r, keyFor(i), answerOf(t, 1), now))
 		s.End(r)
 	}

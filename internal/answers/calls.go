@@ -40,7 +40,8 @@ type Call[ID comparable, L any] struct {
 	Answer *Answer
 	Err    error
 
-	done chan struct{} // nil: nobody waits
+	done     chan struct{} // nil: nobody waits
+	replaced bool          // by a call that a write did not overtake
 }
 
 // Join returns the call under id that is on its way, for a follower; or, if there is none, one to lead. A call that a
@@ -53,6 +54,9 @@ func (c *Calls[ID, L]) Join(id ID, k Key, resource string, leader L) (call *Call
 			call.done = make(chan struct{})
 		}
 		return call, false
+	}
+	if call != nil {
+		call.replaced = true
 	}
 	call, _ = c.unseen.Get().(*Call[ID, L])
 	if call == nil {
@@ -67,7 +71,7 @@ func (c *Calls[ID, L]) Join(id ID, k Key, resource string, leader L) (call *Call
 func (c *Calls[ID, L]) Leave(call *Call[ID, L]) (awaited bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.under[call.ID] == call {
+	if !call.replaced {
 		delete(c.under, call.ID)
 	}
 	return call.done != nil

@@ -15,35 +15,65 @@ type Key [sha256.Size]byte
 // KeyOf returns the key of a read. headers, in canonical form, are those that the answer depends on, the caller's
 // credentials among them. Parameters of the query may come in any order; those of one name must not.
 func KeyOf(operation, method string, req *http.Request, headers []string, body []byte) Key {
-	var space [1024]byte // most keys fit, and are made without allocating
+	var space [512]byte // most keys fit, and are made without allocating
+	u := req.URL
 	b := appendPart(space[:0], operation)
 	b = appendPart(b, method)
-	b = appendPart(b, req.Host)
-	u := req.URL
 	b = appendPart(b, u.Scheme)
 	b = appendPart(b, u.Host)
+	if req.Host == u.Host { // each byte less is time less
+		b = append(b, 0)
+	} else {
+		b = appendPart(append(b, 1), req.Host)
+	}
 	b = appendPart(b, u.Opaque)
 	b = appendPart(b, u.Path)
 	b = appendPart(b, u.RawPath)
 	b = appendQuery(b, u.RawQuery)
 	if u.User != nil { // becomes an Authorization header
-		b = append(b, 1)
-		b = appendPart(b, u.User.String())
+		b = appendPart(append(b, 1), u.User.String())
 	} else {
 		b = append(b, 0)
 	}
-	for _, name := range headers {
-		values := req.Header[name]
-		b = binary.AppendUvarint(b, uint64(len(values)))
-		for _, v := range values {
+	b = appendHeaders(b, req.Header, headers)
+	if len(body) <= inlineBody {
+		b = append(append(b, 0), body...)
+	} else {
+		sum := sha256.Sum256(body)
+		b = append(append(b, 1), sum[:]...)
+	}
+	return sha256.Sum256(b)
+}
+
+// inlineBody is the longest body that is hashed together with the rest.
+const inlineBody = 256
+
+// appendHeaders adds the place of each header in the list and its values, those only that are there. It walks the
+// request's headers rather than look for each name, because most of the names are not among them.
+func appendHeaders(b []byte, h http.Header, names []string) []byte {
+	if len(h) == 0 {
+		return append(b, 0)
+	}
+	type place struct {
+		at     int
+		values []string
+	}
+	var space [8]place
+	found := space[:0]
+	for name, values := range h {
+		if i := slices.Index(names, name); i >= 0 && len(values) > 0 {
+			found = append(found, place{i, values})
+		}
+	}
+	slices.SortFunc(found, func(x, y place) int { return x.at - y.at })
+	for _, p := range found {
+		b = binary.AppendUvarint(b, uint64(p.at)+1)
+		b = binary.AppendUvarint(b, uint64(len(p.values)))
+		for _, v := range p.values {
 			b = appendPart(b, v)
 		}
 	}
-	if len(body) > 0 {
-		sum := sha256.Sum256(body)
-		b = append(b, sum[:]...)
-	}
-	return sha256.Sum256(b)
+	return append(b, 0)
 }
 
 // appendPart adds s with its length in front, so that no two lists of parts look the same.
@@ -53,9 +83,15 @@ func appendPart(b []byte, s string) []byte {
 }
 
 func appendQuery(b []byte, raw string) []byte {
+	if !strings.Contains(raw, "&") { // one parameter, or none
+		if raw == "" {
+			return append(b, 0)
+		}
+		return appendPart(append(b, 1), raw)
+	}
 	var space [16]string
 	pairs := space[:0]
-	rest, more := raw, raw != ""
+	rest, more := raw, true
 	for more {
 		var pair string
 		pair, rest, more = strings.Cut(rest, "&")

@@ -42,11 +42,8 @@ func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
 	a = &Answer{resp: *resp, body: data, age: ageOf(resp.Header), size: perAnswer + int64(len(data))}
 	a.resp.Body, a.resp.Request, a.resp.TLS = nil, nil, nil
 	a.resp.Header, a.resp.Trailer = nil, resp.Trailer.Clone()
-	for _, values := range resp.Header {
-		a.values += len(values)
-	}
 	a.header = make([]header, 0, len(resp.Header))
-	all := make([]string, 0, a.values)
+	all := make([]string, 0, len(resp.Header)) // most have one value
 	for name, values := range resp.Header {
 		start := len(all)
 		all = append(all, values...)
@@ -55,6 +52,7 @@ func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
 			a.size += int64(len(name) + len(v))
 		}
 	}
+	a.values = len(all)
 	return a, true
 }
 
@@ -83,13 +81,13 @@ func (a *Answer) is(resp *http.Response) bool {
 	return true
 }
 
-// looksLike compares what is neither header nor body. What is rare is not compared, it is different.
+// looksLike compares what is neither header nor body. Trailers, which are rare, are not compared: they are different.
 func (a *Answer) looksLike(resp *http.Response) bool {
 	b := &a.resp
 	return b.StatusCode == resp.StatusCode && b.Status == resp.Status && b.ContentLength == resp.ContentLength &&
 		b.Proto == resp.Proto && b.ProtoMajor == resp.ProtoMajor && b.ProtoMinor == resp.ProtoMinor &&
 		b.Close == resp.Close && b.Uncompressed == resp.Uncompressed &&
-		b.TransferEncoding == nil && resp.TransferEncoding == nil && b.Trailer == nil && resp.Trailer == nil
+		slices.Equal(b.TransferEncoding, resp.TransferEncoding) && b.Trailer == nil && resp.Trailer == nil
 }
 
 // Says reports whether Cache-Control has a directive.

@@ -17,24 +17,21 @@ type Key [sha256.Size]byte
 func KeyOf(operation, method string, req *http.Request, headers []string, body []byte) Key {
 	var space [512]byte // most keys fit, and are made without allocating
 	u := req.URL
-	b := appendPart(space[:0], operation)
+	b := append(space[:0], rarities(req))
+	b = appendPart(b, operation)
 	b = appendPart(b, method)
 	b = appendPart(b, u.Scheme)
 	b = appendPart(b, u.Host)
-	if req.Host == u.Host { // each byte less is time less
-		b = append(b, 0)
-	} else {
-		b = appendPart(append(b, 1), req.Host)
-	}
-	b = appendPart(b, u.Opaque)
 	b = appendPart(b, u.Path)
-	b = appendPart(b, u.RawPath)
-	b = appendQuery(b, u.RawQuery)
-	if u.User != nil { // becomes an Authorization header
-		b = appendPart(append(b, 1), u.User.String())
-	} else {
-		b = append(b, 0)
+	if b[0]&1 != 0 {
+		b = appendPart(b, req.Host)
+		b = appendPart(b, u.Opaque)
+		b = appendPart(b, u.RawPath)
 	}
+	if b[0]&2 != 0 { // becomes an Authorization header
+		b = appendPart(b, u.User.String())
+	}
+	b = appendQuery(b, u.RawQuery)
 	b = appendHeaders(b, req.Header, headers)
 	if len(body) <= inlineBody {
 		b = append(append(b, 0), body...)
@@ -43,6 +40,17 @@ func KeyOf(operation, method string, req *http.Request, headers []string, body [
 		b = append(append(b, 1), sum[:]...)
 	}
 	return sha256.Sum256(b)
+}
+
+// rarities says what a request has that most do not have: each byte less in a key is time less.
+func rarities(req *http.Request) (bits byte) {
+	if u := req.URL; req.Host != u.Host || u.Opaque != "" || u.RawPath != "" {
+		bits |= 1
+	}
+	if req.URL.User != nil {
+		bits |= 2
+	}
+	return bits
 }
 
 // inlineBody is the longest body that is hashed together with the rest.
@@ -83,10 +91,10 @@ func appendPart(b []byte, s string) []byte {
 }
 
 func appendQuery(b []byte, raw string) []byte {
-	if !strings.Contains(raw, "&") { // one parameter, or none
-		if raw == "" {
-			return append(b, 0)
-		}
+	switch {
+	case raw == "":
+		return append(b, 0)
+	case strings.IndexByte(raw, '&') < 0: // one parameter
 		return appendPart(append(b, 1), raw)
 	}
 	var space [16]string

@@ -287,7 +287,9 @@ func (d *DLQ) takeOver(t *trip, redriving string) (holding, error) {
 	case s.token != 0:
 		return holding{}, d.parkedError(t, s.letter, nil)
 	}
-	return holding{slot: s, token: d.box.lease(s)}, nil
+	held := holding{slot: s, token: d.box.lease(s)}
+	s.flying = true
+	return held, nil
 }
 
 // resends reports whether the call is let through though its key is known to be in doubt, in a mode the user chose.

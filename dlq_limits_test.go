@@ -159,7 +159,7 @@ func TestD10_BlockWaitsForRoomInLine(t *testing.T) {
 		require.NoError(t, d.Delete("fill-0", ""))
 		synctest.Wait()
 		require.ErrorIs(t, errs["a"], ErrParked)
-		require.Nil(t, errs["b"])
+		require.NoError(t, errs["b"])
 		require.NoError(t, d.Delete("fill-1", ""))
 		synctest.Wait()
 		require.ErrorIs(t, errs["b"], ErrParked)

@@ -116,7 +116,7 @@ func dlqOnly(t testing.TB, d *DLQ) Letter {
 func dlqConserved(t testing.TB, d *DLQ) {
 	t.Helper()
 	s := d.Stats()
-	require.EqualValues(t, s.Admitted, s.Acked+s.Deleted+s.Dropped+uint64(s.Letters), "%+v", s)
+	require.Equal(t, s.Admitted, s.Acked+s.Deleted+s.Dropped+uint64(s.Letters), "%+v", s)
 	require.Equal(t, s.Letters, s.Waiting+s.InDoubt+s.Leased+s.Parked+s.Superseded, "%+v", s)
 	var bytes int64
 	for _, l := range d.List(LetterFilter{}) {

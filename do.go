@@ -53,21 +53,26 @@ func Do[T any](ctx context.Context, s *Stack, call Call, fn func(context.Context
 
 // answerOf makes an answer of a value. One that does not encode is the caller's all the same; it cannot be kept.
 func answerOf(v any) (*http.Response, error) {
-	held := body.NewHeld(nil)
-	if data, err := json.Marshal(v); err == nil {
-		held = body.NewHeld(data)
-	} else {
-		held.Unkept = true
+	a := &struct { // one allocation for both
+		http.Response
+		body.Held
+	}{
+		http.Response{
+			Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1,
+		},
+		body.OfValue(v, json.Marshal),
 	}
-	held.Value = v
-	return &http.Response{
-		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{}, Body: held, ContentLength: held.Size(),
-	}, nil
+	a.Response.Body = &a.Held
+	return &a.Response, nil
 }
 
-// workURL stands for work that is not HTTP: letters and fingerprints need something to name it by.
-func workURL() *url.URL { return &url.URL{Scheme: workScheme, Host: "work", Path: "/"} }
+// workRequest stands for work that is not HTTP: letters and fingerprints need something to name it by.
+func workRequest() *http.Request {
+	return &http.Request{
+		Method: http.MethodPost, URL: &url.URL{Scheme: workScheme, Host: "work", Path: "/"}, Header: http.Header{},
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+}
 
 // do sends work down the road as if it were a request whose body is the parameters.
 func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*http.Response, error)) (*http.Response, error) {
@@ -78,7 +83,7 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 	o := overridesOf(ctx)
 	t := &trip{
 		call: call.merge(o.call).resolve("do", EffectOnce), key: o.key, named: o.named, expiry: o.expiry, fresh: o.fresh,
-		url: s.workURL, method: http.MethodPost, stack: s, outer: tripOf(ctx), road: s.work, run: run,
+		url: s.workReq.URL, method: s.workReq.Method, stack: s, outer: tripOf(ctx), road: s.work, run: run,
 	}
 	if err := t.checkKey(); err != nil {
 		return nil, err
@@ -90,11 +95,9 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 		}
 		t.payload = body.Of(params)
 	}
-	req := (&http.Request{
-		Method: http.MethodPost, URL: s.workURL, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}).WithContext(t.begin(ctx))
+	req := s.workReq.WithContext(t.begin(ctx))
 	defer t.ctx.end(context.Canceled, context.Canceled)
-	return timed{s.work, s}.travel(t, req)
+	return s.work.travel(t, req)
 }
 
 // workLeg is the end of the road for work that is not HTTP.

@@ -86,6 +86,10 @@ const maxQueuedEvents = 1024
 type events struct {
 	layer     string
 	listeners []func(Event) // set before use
+	recorder  func(Event)   // ours: quick, and called at once; nil: none
+
+	now  delivery // under way; the delivering goroutine's
+	told int      // listeners that have it
 
 	mu      sync.Mutex
 	queue   []delivery
@@ -104,7 +108,7 @@ type delivery struct {
 // DeliveryStats counts what became of events and callbacks.
 type DeliveryStats struct {
 	Dropped uint64 // events not delivered because listeners were too slow
-	Panics  uint64 // listeners and callbacks that panicked
+	Panics  uint64 // listeners and callbacks that panicked or called Goexit
 }
 
 func newEvents(layer string, listener func(Event)) *events {
@@ -122,11 +126,16 @@ func (e *events) listen(listener func(Event)) {
 
 // emit queues an event; it may be called with locks held.
 func (e *events) emit(ev Event) {
-	if len(e.listeners) == 0 {
+	if len(e.listeners) == 0 && e.recorder == nil {
 		return
 	}
 	ev.Layer, ev.Time = e.layer, time.Now()
-	e.push(delivery{event: ev})
+	if e.recorder != nil {
+		e.recorder(ev)
+	}
+	if len(e.listeners) > 0 {
+		e.push(delivery{event: ev})
+	}
 }
 
 // call queues a callback; it may be called with locks held. Callbacks are never dropped: their number is bounded by what
@@ -157,55 +166,72 @@ func (e *events) dropOldest() {
 	}
 }
 
+// deliver empties the queue. A listener that calls Goexit takes this goroutine with it; another one goes on behind it.
 func (e *events) deliver() {
-	for {
-		e.mu.Lock()
-		if len(e.queue) == 0 && e.dropped == 0 {
-			e.running, e.queue = false, nil
-			if e.idle != nil {
-				close(e.idle)
-				e.idle = nil
-			}
-			e.mu.Unlock()
-			return
+	ended := false
+	defer func() {
+		if !ended {
+			e.misbehaved()
+			go e.deliver()
 		}
-		batch, dropped := e.queue, e.dropped
-		e.queue, e.dropped = nil, 0
-		e.mu.Unlock()
-		if dropped > 0 {
-			e.tell(Event{Kind: EventEventsDropped, Layer: e.layer, Time: time.Now(), Count: dropped})
-		}
-		for _, d := range batch {
-			if d.callback != nil {
-				e.guard(d.callback)
-				continue
-			}
-			e.tell(d.event)
-		}
-	}
-}
-
-func (e *events) tell(ev Event) {
-	for _, listener := range e.listeners {
-		e.guard(func() { listener(ev) })
-	}
-}
-
-// guard runs a listener in a goroutine of its own, so that one that panics or calls Goexit takes nobody with it.
-func (e *events) guard(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() {
-			if v := recover(); v != nil {
-				e.mu.Lock()
-				e.total.Panics++
-				e.mu.Unlock()
-			}
-		}()
-		f()
 	}()
-	<-done
+	for e.next() {
+		for e.told < len(e.listeners) || e.now.callback != nil {
+			e.tell()
+		}
+	}
+	ended = true
+}
+
+// next takes one delivery off the queue; false: there is none, and nobody delivers any more.
+func (e *events) next() bool {
+	if e.told < len(e.listeners) && e.now.event.Kind != "" {
+		return true // the rest of the one whose listener called Goexit
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.dropped > 0:
+		e.now = delivery{event: Event{Kind: EventEventsDropped, Layer: e.layer, Time: time.Now(), Count: e.dropped}}
+		e.dropped = 0
+	case len(e.queue) > 0:
+		e.now = e.queue[0]
+		e.queue = e.queue[1:]
+	default:
+		e.running, e.queue, e.now = false, nil, delivery{}
+		if e.idle != nil {
+			close(e.idle)
+			e.idle = nil
+		}
+		return false
+	}
+	e.told = 0
+	if e.now.callback != nil {
+		e.told = len(e.listeners)
+	}
+	return true
+}
+
+// tell calls one listener, or the callback. What it is about to do is noted before, so that it is not done twice.
+func (e *events) tell() {
+	defer func() {
+		if v := recover(); v != nil {
+			e.misbehaved()
+		}
+	}()
+	if callback := e.now.callback; callback != nil {
+		e.now.callback = nil
+		callback()
+		return
+	}
+	e.told++
+	e.listeners[e.told-1](e.now.event)
+}
+
+func (e *events) misbehaved() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.total.Panics++
 }
 
 // drain waits until everything queued so far is delivered, or ctx ends.

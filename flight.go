@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/retell-resilience/resilience/internal/body"
 )
 
@@ -40,7 +38,7 @@ type flight struct {
 func newFlight(t *trip, ctx context.Context, key, id, print string) *flight {
 	own := t.copy()
 	f := &flight{
-		id: id, key: key, print: print, token: uuid.NewString(), named: t.named,
+		id: id, key: key, print: print, named: t.named,
 		trip: own, landed: make(chan struct{}), done: make(chan struct{}), waiters: 1,
 	}
 	own.key, own.flight = key, f

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -129,6 +130,7 @@ type Idempotency struct {
 	cfg    IdempotencyConfig
 	store  KeyStore
 	owner  string
+	tokens atomic.Uint64 // given out; with the owner they are unique
 	events *events
 
 	mu      sync.Mutex
@@ -195,17 +197,19 @@ func (i *Idempotency) Intent() Layer {
 
 // ID returns the id under which the store keeps a key: the marker that its requests carry.
 func (i *Idempotency) ID(key string) string {
-	h := sha256.New()
-	writePart(h, i.cfg.Namespace)
-	writePart(h, strings.TrimSpace(key))
-	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(h.Sum(nil)))[:26]
+	b := make([]byte, 0, 600)
+	b = appendPart(appendPart(b, i.cfg.Namespace), strings.TrimSpace(key))
+	sum := sha256.Sum256(b)
+	return idEncoding.EncodeToString(sum[:17])[:26]
 }
 
-func writePart[T string | []byte](h interface{ Write([]byte) (int, error) }, part T) {
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(len(part)))
-	_, _ = h.Write(n[:]) // a hash never fails
-	_, _ = h.Write([]byte(part))
+// idEncoding is base32 in lower case.
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// appendPart adds a part with its length, so that no two lists of parts look the same.
+func appendPart[T string | []byte](b []byte, part T) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(len(part)))
+	return append(b, part...)
 }
 
 // keyHash is what events show of a key: enough to tell keys apart, and found again by whoever knows the key.
@@ -213,17 +217,17 @@ func keyHash(id string) string { return id[:min(10, len(id))] }
 
 // fingerprint tells one request from another: operation, host, path with query, and body, but no credentials.
 func fingerprint(t *trip, req *http.Request) string {
-	h := sha256.New()
-	writePart(h, t.call.Operation)
-	writePart(h, req.Method)
-	writePart(h, req.URL.Host)
-	writePart(h, req.URL.RequestURI())
-	b, whole := t.payload.Bytes()
-	writePart(h, canonicalBody(b))
-	if !whole {
-		writePart(h, "cut")
+	b := make([]byte, 0, 1024)
+	for _, part := range [...]string{t.call.Operation, req.Method, req.URL.Host, req.URL.RequestURI()} {
+		b = appendPart(b, part)
 	}
-	return "f1:" + hex.EncodeToString(h.Sum(nil))
+	data, whole := t.payload.Bytes()
+	b = appendPart(b, canonicalBody(data))
+	if !whole {
+		b = appendPart(b, "cut")
+	}
+	sum := sha256.Sum256(b)
+	return "f1:" + hex.EncodeToString(sum[:])
 }
 
 func (i *Idempotency) claim(t *trip, req *http.Request, next leg) (*http.Response, error) {
@@ -272,6 +276,7 @@ func (i *Idempotency) board(t *trip, req *http.Request, key, id, print string) (
 		return old, false, nil
 	}
 	f = newFlight(t, req.Context(), key, id, print)
+	f.token = i.owner + "." + strconv.FormatUint(i.tokens.Add(1), 36)
 	if old != nil {
 		f.previous = old.landed
 	}
@@ -332,8 +337,8 @@ func (i *Idempotency) fly(f *flight, req *http.Request, next leg) {
 		return next.travel(f.trip, inner)
 	}, func(r result) {
 		i.giveBack(f)
+		i.land(f) // first, so that whoever has the answer finds nothing of the flight left
 		f.publish(r)
-		i.land(f)
 	})
 }
 
@@ -542,6 +547,9 @@ func (i *Idempotency) keepResult(ctx context.Context, t *trip, version uint64, i
 
 // canonicalBody makes equal documents equal: JSON in any order of members, everything else byte for byte.
 func canonicalBody(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
 	if c, err := canonical.JSON(b); err == nil {
 		return c
 	}

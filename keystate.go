@@ -48,7 +48,7 @@ type Record struct {
 	Sends int
 
 	Claimed, Sent, Settled time.Time // when the key last entered these states
-	Expires                time.Time // when a finished record may go; zero while it may not
+	Expires                time.Time // when a finished record may go; it means nothing for others
 
 	CallID   string   // what the request created, once known
 	CallIDs  []string // all that is known for a disputed key

@@ -19,23 +19,23 @@ import (
 // durable store keeps them over a restart, a shared one between processes. An implementation must pass the suite in
 // package storetest. All methods must be safe for concurrent use.
 type KeyStore interface {
-	// Load returns the record with this id. A key without a record is no error: the zero Record comes back, with
-	// Version 0.
+	// Load returns the record with this id, which may be any string but the empty one. A key without a record is no
+	// error: the zero Record comes back, with Version 0.
 	Load(ctx context.Context, id string) (Record, error)
 
 	// CompareAndSwap writes rec if the stored version is still old (0: there is no record), in one atomic step,
 	// linearizable for each id, and durable before it returns true where the store is durable. A record with State
-	// KeyFree is removed instead. It returns the new version (0 after a removal); swapped is false, with no error, when
-	// somebody else was faster. It returns ErrStoreFull for a new record when the store holds as many as it may; the
+	// KeyFree is removed instead. It returns the new version (0 after a removal), which an id never had before, also not
+	// before a removal; swapped is false, with version 0 and no error, when somebody else was faster. It returns ErrStoreFull for a new record when the store holds as many as it may; the
 	// caller then sweeps and asks again. A store never gives a record up by itself to make room.
 	CompareAndSwap(ctx context.Context, old uint64, rec Record) (version uint64, swapped bool, err error)
 
 	// Unsettled lists the records in the states KeyClaimed, KeySending, KeyInDoubt and KeyDisputed, ordered by id, at
-	// most limit of them, with ids after the cursor ("" to begin). next is "" at the end.
+	// most limit of them (0 or less: all), with ids after the cursor ("" to begin). next is "" at the end.
 	Unsettled(ctx context.Context, cursor string, limit int) (records []Record, next string, err error)
 
-	// Sweep removes at most limit finished records whose Expires has passed, except those for which pinned returns true,
-	// and returns how many it removed. It must not hold up other calls noticeably.
+	// Sweep removes at most limit finished records whose Expires has passed, except those for which pinned returns true
+	// (nil: none), and returns how many it removed. It must not hold up other calls noticeably.
 	Sweep(ctx context.Context, limit int, pinned func(id string) bool) (removed int, err error)
 
 	// Now is the clock by which leases and retention are judged: the store's own where several machines share it.
@@ -260,7 +260,7 @@ func (s *MemoryStore) sweepSome(sh *memoryShard, now time.Time, n int, pinned fu
 	sh.mu.Unlock()
 	keep := make([]bool, len(due))
 	for i, d := range due {
-		keep[i] = pinned(d.id) // somebody else's code: not under the lock
+		keep[i] = pinned != nil && pinned(d.id) // somebody else's code: not under the lock
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

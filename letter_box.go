@@ -38,6 +38,7 @@ type letterSlot struct {
 	token  uint64 // of the lease; 0: none
 	road   leg    // by which it came; nil: the first
 	waits  int    // refusals and look-ups in a row, for the backoff between them
+	flying bool   // whoever holds the lease may be sending
 
 	atWaiting, atReady, atExpiring, atActive, atLoose, atResource int
 }
@@ -80,14 +81,13 @@ func (b *letterBox) idOf(key string) string {
 func (b *letterBox) ofKey(key string) *letterSlot { return b.byKey[b.idOf(key)] }
 
 // insert takes over l, whose id and key must be new.
-func (b *letterBox) insert(l *Letter, road leg) *letterSlot {
+func (b *letterBox) insert(l *Letter, road leg) {
 	b.seq++
 	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road}
 	b.byID[l.ID], b.byKey[b.idOf(l.Key)] = s, s
 	b.bytes += s.size
 	b.states[l.state()]++
 	b.place(s)
-	return s
 }
 
 // change puts an edited copy in the place of the letter. edit must not touch what size counts, nor First.
@@ -231,7 +231,7 @@ func (b *letterBox) nextExpiry() time.Time {
 // lease marks the letter as taken. Whoever wants to change it afterwards shows the token.
 func (b *letterBox) lease(s *letterSlot) uint64 {
 	b.token++
-	s.token = b.token
+	s.token, s.flying = b.token, false
 	b.change(s, func(*Letter) {})
 	return s.token
 }
@@ -240,7 +240,7 @@ func (b *letterBox) lease(s *letterSlot) uint64 {
 func (b *letterBox) snapshot() []letterView {
 	all := make([]letterView, 0, len(b.byID))
 	for _, s := range b.byID {
-		all = append(all, letterView{s.letter, s.seq})
+		all = append(all, letterView{s.letter, s.seq, s.token != 0 && s.flying})
 	}
 	return all
 }
@@ -249,6 +249,7 @@ func (b *letterBox) snapshot() []letterView {
 type letterView struct {
 	letter *Letter
 	seq    uint64
+	flying bool
 }
 
 func sortLetters(all []letterView) {

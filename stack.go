@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,8 +47,8 @@ type Stack struct {
 
 	describe func(*http.Request) Call
 	health   *Health
-	work     leg      // the road of Do
-	workURL  *url.URL // by which it is named
+	work     leg           // the road of Do
+	workReq  *http.Request // what every call of it looks like; never changed
 	closing  chan struct{}
 	calls    callCount
 	running  atomic.Bool
@@ -63,7 +62,7 @@ type Stack struct {
 // New makes a stack. Its error names every field of the config that is wrong, of all layers at once. New starts nothing:
 // background work (redriving letters, settling keys in doubt, probing, sweeping) is done by Run.
 func New(cfg Config) (*Stack, error) {
-	s := &Stack{describe: cfg.Describe, workURL: workURL(), closing: make(chan struct{})}
+	s := &Stack{describe: cfg.Describe, workReq: workRequest(), closing: make(chan struct{})}
 	s.calls.empty = make(chan struct{})
 	var errs [8]error
 	s.Fallback, errs[0] = layer(cfg.Fallback.Off, cfg.Fallback, NewFallback)
@@ -146,8 +145,7 @@ func (s *Stack) Wrap(base http.RoundTripper) http.RoundTripper {
 	if w, ok := end.(*wire); ok {
 		end = &wire{base: w.base, maxBytes: s.maxResponse()}
 	}
-	tr := &stackTransport{stack: s, base: end}
-	tr.top = s.lay(end)
+	tr := &stackTransport{stack: s, base: end, top: timed{s.lay(end), s}}
 	s.DLQ.addRoad(tr.top)
 	return tr
 }
@@ -197,7 +195,7 @@ func (s *Stack) admit(req *http.Request, top leg, letter string) (*http.Response
 	if s.Timeout != nil {
 		e.maxBody = s.Timeout.cfg.MaxRequestBytes
 	}
-	return enter(req, timed{top, s}, e)
+	return enter(req, top, e)
 }
 
 // timed measures what a caller waits, by operation class.
@@ -217,7 +215,7 @@ func (l timed) travel(t *trip, req *http.Request) (*http.Response, error) {
 func (s *Stack) wire(cfg Config) {
 	for _, e := range s.sinks() {
 		e.listen(cfg.OnEvent)
-		e.listen(s.health.note)
+		e.recorder = s.health.note
 	}
 	if s.Bulkhead != nil {
 		s.Bulkhead.closing = s.closing
@@ -235,7 +233,7 @@ func (s *Stack) wire(cfg Config) {
 	}
 	s.wireKeys()
 	s.wireHealth(cfg)
-	s.work = s.lay(workLeg{})
+	s.work = timed{s.lay(workLeg{}), s}
 }
 
 // wireKeys ties letters and keys together: a letter pins its key, and the outcome of a key settles its letter.
@@ -288,9 +286,6 @@ func verdictOf(r Record) keyVerdict {
 
 // redrive sends a letter the way its request came.
 func (s *Stack) redrive(req *http.Request, road leg, letter string) (*http.Response, error) {
-	if wrapped, ok := road.(timed); ok {
-		road = wrapped.leg
-	}
 	return s.admit(req, road, letter)
 }
 

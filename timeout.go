@@ -252,7 +252,7 @@ type work struct {
 	parent context.Context // the caller's, without a budget, which this clock has in it
 	clock  *time.Timer     // nil: no limit
 	limit  time.Time       // zero: none
-	why    error           // the cause when the clock fires
+	name   string          // of the limit that the clock has; "budget" for that
 	wake   chan struct{}   // the work has ended, or the clock has fired
 
 	mu      sync.Mutex
@@ -271,12 +271,12 @@ func (w *work) start(caller context.Context) {
 	limit, name := w.layer.LimitOf(w.trip.call)
 	now := time.Now()
 	if limit >= 0 {
-		w.limit, w.why = now.Add(limit), limitReached(name)
+		w.limit, w.name = now.Add(limit), name
 	}
 	if c, ours := caller.(*callContext); ours {
 		w.parent = c.withoutBudget()
 		if budget := c.budget(); !budget.IsZero() && (w.limit.IsZero() || budget.Before(w.limit)) {
-			w.limit, w.why = budget, errBudget
+			w.limit, w.name = budget, "budget"
 		}
 	}
 	if !w.limit.IsZero() {
@@ -285,7 +285,18 @@ func (w *work) start(caller context.Context) {
 	go w.run()
 }
 
-func (w *work) run() { capture(w.travel, w.finish) }
+// run is capture without what that allocates.
+func (w *work) run() {
+	r := result{exited: true}
+	defer func() {
+		if v := recover(); v != nil {
+			r = result{panicked: true, value: v}
+		}
+		w.finish(r)
+	}()
+	resp, err := w.travel()
+	r = result{resp: resp, err: err}
+}
 
 func (w *work) travel() (*http.Response, error) {
 	switch next := w.next.(type) {
@@ -363,7 +374,13 @@ func (w *work) end(cause error) {
 }
 
 // expire is the clock's.
-func (w *work) expire() { w.timeUp(w.why) }
+func (w *work) expire() {
+	if w.name == "budget" {
+		w.timeUp(errBudget)
+		return
+	}
+	w.timeUp(limitReached(w.name))
+}
 
 func (w *work) timeUp(cause error) {
 	w.end(cause)
@@ -382,10 +399,14 @@ const grace = 2 * time.Millisecond
 
 // wait returns true when the work has ended, false when its time is up and it has not.
 func (w *work) wait() bool {
-	select {
-	case <-w.wake:
-	case <-w.parent.Done():
-		w.end(context.Cause(w.parent))
+	if left := w.parent.Done(); left == nil {
+		<-w.wake
+	} else {
+		select {
+		case <-w.wake:
+		case <-left:
+			w.end(context.Cause(w.parent))
+		}
 	}
 	if w.over() {
 		return true

@@ -134,8 +134,15 @@ type Held struct {
 	// Value is what the body encodes, for an answer that never was bytes on a wire. Copies do not have it: a value must
 	// not be shared.
 	Value any
-	// Unkept says that the value does not encode: only the one who asked can have it.
-	Unkept bool
+
+	encode func(any) ([]byte, error) // nil: data is all there is
+	unkept bool                      // the value does not encode: only the one who asked can have it
+}
+
+// OfValue returns the body of an answer that never was bytes. It is encoded when somebody first asks for the bytes, which
+// must not happen on two goroutines at once.
+func OfValue(v any, encode func(any) ([]byte, error)) Held {
+	return Held{Value: v, encode: encode}
 }
 
 // NewHeld returns a body that reads b, which must not change afterwards.
@@ -149,7 +156,14 @@ func NewHeld(b []byte) *Held {
 func (h *Held) Close() error { return nil }
 
 // Bytes returns the whole body, also after it was read. The caller must not change it.
-func (h *Held) Bytes() []byte { return h.data }
+func (h *Held) Bytes() []byte {
+	if h.encode != nil {
+		data, err := h.encode(h.Value)
+		h.data, h.encode, h.unkept = data, nil, err != nil
+		h.Reset(data)
+	}
+	return h.data
+}
 
 // InMemory reports whether the body of resp was held already.
 func InMemory(resp *http.Response) bool {
@@ -160,10 +174,11 @@ func InMemory(resp *http.Response) bool {
 // BytesOf returns the body of a response that was held; ok is false for any other.
 func BytesOf(resp *http.Response) (b []byte, ok bool) {
 	h, ok := resp.Body.(*Held)
-	if !ok || h.Unkept {
+	if !ok {
 		return nil, false
 	}
-	return h.data, true
+	b = h.Bytes()
+	return b, !h.unkept
 }
 
 // Hold reads the whole body of resp, closes it and puts a copy in memory in its place. limit < 0 means no limit. On an
@@ -201,7 +216,7 @@ func Copy(resp *http.Response) *http.Response {
 	c.Header = resp.Header.Clone()
 	c.Trailer = resp.Trailer.Clone()
 	if h, ok := resp.Body.(*Held); ok {
-		c.Body = NewHeld(h.data)
+		c.Body = NewHeld(h.Bytes())
 	}
 	return &c
 }

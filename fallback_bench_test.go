@@ -160,7 +160,7 @@ func BenchmarkFallbackChanged(b *testing.B) {
 
 // BenchmarkFallbackWork is a read by Do whose answer is the one that is kept already.
 func BenchmarkFallbackWork(b *testing.B) {
-	req := &http.Request{Method: http.MethodPost, URL: workURL(), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	req := workRequest()
 	t := &trip{
 		call: Call{Operation: "lookup", Effect: EffectRead, Resource: "customer/17"}, url: req.URL, method: req.Method,
 		payload: body.Of([]byte(`{"customer":17}`)), run: func(context.Context) (*http.Response, error) { return nil, nil },

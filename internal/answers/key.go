@@ -75,7 +75,7 @@ func appendHeaders(b []byte, h http.Header, names []string) []byte {
 	}
 	slices.SortFunc(found, func(x, y place) int { return x.at - y.at })
 	for _, p := range found {
-		b = binary.AppendUvarint(b, uint64(p.at)+1)
+		b = binary.AppendVarint(b, int64(p.at)+1)
 		b = binary.AppendUvarint(b, uint64(len(p.values)))
 		for _, v := range p.values {
 			b = appendPart(b, v)

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,7 @@ type job struct {
 	withdrawn bool   // the caller hung up, and it is proven that nothing was sent
 	parked    bool   // the worker that lives owns it
 	doubtful  bool   // it was said, or nothing was said, and it may have rung
+	told      []word // every answer, for the reader of a failure
 }
 
 func (j *job) final() bool { return j.called != "" || j.refused || j.withdrawn }
@@ -152,7 +154,7 @@ func (d *driver) until(what string, done func() bool) {
 		case <-tick.C:
 			d.order(order{Report: len(d.jobs)})
 		case <-over.C:
-			d.t.Fatalf("waited too long until %s: %d to do, %d under way, %+v", what, len(d.todo), len(d.underway), d.last)
+			d.t.Fatalf("waited too long until %s: %s; %s", what, d.open(), d.stats())
 		}
 		for len(d.todo) > 0 && len(d.underway) < window {
 			d.submit()
@@ -177,6 +179,8 @@ func (d *driver) hear(l line) {
 // note is what a job queue makes of an answer.
 func (d *driver) note(w word) {
 	j := &d.jobs[w.Job]
+	w.Worker = d.cmd.Process.Pid
+	j.told = append(j.told, w)
 	require.False(d.t, w.InDoubt && w.NotSent, "%+v: never both", w)
 	require.False(d.t, w.Parked && w.NotSent, "%+v: the queue will send it", w)
 	switch {
@@ -283,27 +287,37 @@ func (d *driver) afterDeath(lettersLost bool) {
 	clear(d.underway)
 }
 
+func (d *driver) stats() string {
+	if d.last == nil {
+		return "no report"
+	}
+	return d.last.Stats
+}
+
 func (d *driver) stderr() string {
 	text, _ := os.ReadFile(filepath.Join(d.dir, "stderr"))
 	return string(text)
 }
 
 // settled reports whether the worker has found out whatever can be found out.
-func (d *driver) settled() bool {
-	if !d.idle() || d.last == nil || d.last.Waiting > 0 {
-		return false
+func (d *driver) settled() bool { return d.open() == "" }
+
+// open names something that is not settled yet; "": nothing.
+func (d *driver) open() string {
+	switch {
+	case !d.idle():
+		return fmt.Sprintf("%d to do, %d under way", len(d.todo), len(d.underway))
+	case d.last == nil:
+		return "nothing was reported yet"
+	case d.last.Waiting > 0:
+		return fmt.Sprintf("%d letters wait", d.last.Waiting)
 	}
 	rings := d.server.AllRings()
 	for i, state := range d.last.States {
-		switch state {
-		case resilience.KeyClaimed, resilience.KeySending:
-			return false
-		case resilience.KeyConfirmed:
-		default:
-			if rings[numberOf(i)] > 0 {
-				return false
-			}
+		rang := rings[numberOf(i)]
+		if state == resilience.KeyClaimed || state == resilience.KeySending || state != resilience.KeyConfirmed && rang > 0 {
+			return fmt.Sprintf("%s is %v and rang %d times: %+v", keyOf(i), state, rang, d.jobs[i])
 		}
 	}
-	return true
+	return ""
 }

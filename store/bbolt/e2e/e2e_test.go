@@ -68,7 +68,7 @@ func TestE2E_OneKeyOneRing(t *testing.T) {
 	server.ClearFaults()
 	server.Release()
 	d.until("all is settled that can be settled", d.settled)
-	t.Logf("settled: %s", d.last.Stats)
+	t.Logf("settled: %s", d.stats())
 	askAgain(t, d)
 	d.terminate()
 	require.Empty(t, d.stderr())
@@ -113,7 +113,7 @@ func judge(t *testing.T, d *driver) {
 		letter, parked := letters[keyOf(i)]
 		rang := rings[numberOf(i)]
 		delete(rings, numberOf(i))
-		about := fmt.Sprintf("%s is %v, rang %d times, letter: %t, was told %+v", keyOf(i), rec.State, rang, parked, j)
+		about := fmt.Sprintf("%s is %v (%+v), rang %d times, letter: %t, was told %+v", keyOf(i), rec.State, rec, rang, parked, j)
 		require.LessOrEqual(t, rang, 1, about)
 		if j.called != "" {
 			require.Equal(t, calls[numberOf(i)], j.called, about)

@@ -62,7 +62,7 @@ type line struct {
 
 // word is what a caller was told.
 type word struct {
-	Seq, Job                 int
+	Seq, Job, Worker         int
 	CallID                   string `json:",omitempty"`
 	Replayed                 bool   `json:",omitempty"`
 	InDoubt, NotSent, Parked bool   `json:",omitempty"`

@@ -55,6 +55,7 @@ type driver struct {
 	underway map[int]order // by Seq
 	words    int           // heard from this worker
 	last     *report
+	asked    bool // for a report
 
 	heard tallies
 }
@@ -100,7 +101,8 @@ func (d *driver) start() {
 			}
 		}
 	}()
-	d.orders, d.lines, d.underway, d.words, d.last = json.NewEncoder(in), lines, map[int]order{}, 0, nil
+	d.orders, d.lines, d.underway, d.words = json.NewEncoder(in), lines, map[int]order{}, 0
+	d.last, d.asked = nil, false
 	for range burst {
 		d.submit()
 	}
@@ -152,7 +154,10 @@ func (d *driver) until(what string, done func() bool) {
 			}
 			d.hear(l)
 		case <-tick.C:
-			d.order(order{Report: len(d.jobs)})
+			if d.idle() && !d.asked { // a report costs a look at every key
+				d.asked = true
+				d.order(order{Report: len(d.jobs)})
+			}
 		case <-over.C:
 			d.t.Fatalf("waited too long until %s: %s; %s", what, d.open(), d.stats())
 		}
@@ -170,9 +175,20 @@ func (d *driver) hear(l line) {
 		delete(d.underway, l.Word.Seq)
 		d.note(*l.Word)
 	case l.Report != nil:
-		d.last = l.Report
+		d.last, d.asked = l.Report, false
+		d.look()
 	case l.Closed != "":
 		d.t.Logf("the worker closed: %s", l.Closed)
+	}
+}
+
+// look submits again what was in doubt when its caller left, and is known not to have happened now.
+func (d *driver) look() {
+	for i, state := range d.last.States {
+		j := &d.jobs[i]
+		if j.doubtful && !j.final() && !j.parked && j.underway == 0 && (state == resilience.KeyFree || state == resilience.KeyNotApplied) {
+			d.again(i)
+		}
 	}
 }
 

@@ -154,6 +154,9 @@ func (d *driver) until(what string, done func() bool) {
 			}
 			d.hear(l)
 		case <-tick.C:
+			for number, rang := range d.server.AllRings() {
+				require.LessOrEqual(d.t, rang, 1, "%s rang twice", number)
+			}
 			if d.idle() && !d.asked { // a report costs a look at every key
 				d.asked = true
 				d.order(order{Report: len(d.jobs)})

@@ -37,6 +37,8 @@ type trip struct {
 
 	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
 
+	started time.Time // when the stack let the call in; zero for layers used alone
+
 	ctx  callContext
 	view callerView
 

@@ -236,20 +236,6 @@ func drive(t testing.TB, d *DLQ, long time.Duration) {
 	synctest.Wait() // for callbacks
 }
 
-// addWork adds a letter that Handle serves, due in a second at most.
-func addWork(t testing.TB, d *DLQ, id string) {
-	t.Helper()
-	require.NoError(t, d.Add(Letter{ID: id, Key: "key-" + id, Operation: "work", Body: []byte(dialBody)}))
-}
-
-// letterWith returns a letter that must be there.
-func letterWith(t testing.TB, d *DLQ, id string) Letter {
-	t.Helper()
-	l, ok := d.Get(id)
-	require.True(t, ok)
-	return l
-}
-
 // requireSum is conservation: what came in went out by a counted door, or is there.
 
 func requireSum(t testing.TB, d *DLQ) {

@@ -65,7 +65,10 @@ func TestOneOwner_ACallerWhoTookALetterOverAndLeavesIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1}})
 		s.Breaker.ForceOpen()
-		p := &phone{answer: func(*http.Request, int) (*http.Response, error) { time.Sleep(10 * time.Second); return reply(201, "{}"), nil }}
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}}
 		rt := s.Wrap(p)
 		_, err := dial(t.Context(), t, rt, "k", dialBody)
 		require.ErrorIs(t, err, ErrParked)
@@ -87,7 +90,10 @@ func TestOneOwner_ACallerWhoJoinsARedriveAndLeavesIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1}, DLQ: DLQConfig{Base: time.Millisecond}})
 		s.Breaker.ForceOpen()
-		p := &phone{answer: func(*http.Request, int) (*http.Response, error) { time.Sleep(10 * time.Second); return reply(201, "{}"), nil }}
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}}
 		rt := s.Wrap(p)
 		_, err := dial(t.Context(), t, rt, "k", dialBody)
 		require.ErrorIs(t, err, ErrParked)

@@ -140,7 +140,7 @@ func TestStack_AnOutageOfAnHour(t *testing.T) {
 func conservedLetters(t *testing.T, d *DLQ) {
 	t.Helper()
 	s := d.Stats()
-	require.EqualValues(t, s.Admitted, s.Acked+s.Deleted+s.Dropped+uint64(s.Letters)) //nolint:gosec // small
+	require.Equal(t, s.Admitted, s.Acked+s.Deleted+s.Dropped+uint64(s.Letters)) //nolint:gosec // small
 }
 
 // Two hundred writes fail at the same instant, and the queue has room for a few: each caller is told the truth.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // SignatureHeader is where a webhook has its signature.
@@ -189,16 +190,40 @@ func (e *WebhookEvent) ID() string {
 	return ""
 }
 
+// Key names the event: it is the same for every delivery of it, and another one for every other event. It holds no phone
+// number and fits [resilience.WithIdempotencyKey], so a queue or a table can tell by it what was there before. It is
+// "call_ended:" and the call id for events that happen once in the life of a call or chat.
+func (e *WebhookEvent) Key() string {
+	id := e.ID()
+	key := string(e.Event) + ":" + id
+	if e.once() && id != "" && len(key) <= maxEventKey && !strings.ContainsFunc(key, unicode.IsControl) {
+		return key
+	}
+	sum := sha256.Sum256([]byte(e.identity()))
+	return "event:" + hex.EncodeToString(sum[:])
+}
+
+// maxEventKey leaves room for a prefix of the user's.
+const maxEventKey = 200
+
+// once reports whether the event happens once in the life of what it is about.
+func (e *WebhookEvent) once() bool {
+	switch e.Event {
+	case EventCallStarted, EventCallEnded, EventCallAnalyzed, EventChatStarted, EventChatEnded, EventChatAnalyzed,
+		EventCallInbound, EventChatInbound:
+		return true
+	}
+	return false
+}
+
 // identity is the same for deliveries of one event. Retell sends no id with it: the events in the life of a call happen
 // once for each; transfers may happen again, at another time or to another place; anything else is told by its content.
 func (e *WebhookEvent) identity() string {
 	id := e.ID()
+	if e.once() && id != "" {
+		return joined(string(e.Event), id)
+	}
 	switch e.Event {
-	case EventCallStarted, EventCallEnded, EventCallAnalyzed, EventChatStarted, EventChatEnded, EventChatAnalyzed,
-		EventCallInbound, EventChatInbound:
-		if id != "" {
-			return joined(string(e.Event), id)
-		}
 	case EventTransferStarted, EventTransferBridged, EventTransferCancelled, EventTransferEnded:
 		if id != "" {
 			to := e.destination()

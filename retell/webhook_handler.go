@@ -45,7 +45,7 @@ func (c WebhookConfig) withDefaults() WebhookConfig {
 // WebhookHandler serves the webhooks of a workspace. It verifies each, hands it to Handle once, and answers 2xx only after
 // Handle returned nil. Retell sends events more than once, even without an error: a second delivery is answered like the
 // first, and while the first is being handled it waits for it. What is remembered lives in this process; several processes
-// behind one address need a check of their own, by [WebhookEvent.Event] and [WebhookEvent.ID].
+// behind one address need a check of their own, by [WebhookEvent.Key].
 //
 // transcript_updated is a stream of which only the newest counts: one that was signed before the newest handled is dropped.
 // Inbound webhooks (call_inbound, chat_inbound) are answered with no override; to answer them with more, use

@@ -280,3 +280,33 @@ func TestParseWebhook(t *testing.T) {
 	require.NotEmpty(t, e.Raw)
 	require.Contains(t, string(e.Call.Raw), "c1")
 }
+
+func TestWebhookKeyNamesTheEvent(t *testing.T) {
+	key := func(body string) string {
+		e, err := ParseWebhook([]byte(body))
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(e.Key()), maxEventKey)
+		return e.Key()
+	}
+	require.Equal(t, "call_ended:c1", key(`{"event":"call_ended","call":{"call_id":"c1"}}`))
+	require.Equal(t, "call_ended:c1", key(`{"event":"call_ended","call":{"call_id":"c1","duration_ms":5}}`))
+	require.Equal(t, "chat_ended:c1", key(`{"event":"chat_ended","chat":{"chat_id":"c1"}}`))
+	seen := map[string]bool{}
+	for _, body := range []string{
+		`{"event":"call_ended"}`,
+		`{"event":"call_ended","call":{"call_id":"` + strings.Repeat("x", 300) + `"}}`,
+		`{"event":"call_ended","call":{"call_id":"a\nb"}}`,
+		`{"event":"transfer_started","call":{"call_id":"c1"},"transfer_destination":{"number":"+15555550123"}}`,
+		`{"event":"transfer_started","call":{"call_id":"c1","start_timestamp":1},"transfer_destination":{"number":"+15555550123"}}`,
+		`{"event":"transfer_ended","call":{"call_id":"c1"},"transfer_destination":{"number":"+15555550123"}}`,
+		`{"event":"brand_new","call":{"call_id":"c1"},"x":1}`,
+		`{"event":"brand_new","call":{"call_id":"c1"},"x":2}`,
+	} {
+		k := key(body)
+		require.False(t, seen[k], body)
+		require.Equal(t, k, key(body))
+		require.NotContains(t, k, "5555550123")
+		require.Regexp(t, `^event:[0-9a-f]{64}$`, k)
+		seen[k] = true
+	}
+}

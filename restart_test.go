@@ -99,3 +99,26 @@ func TestStack_ALetterOnItsWayIsExportedAsInDoubt(t *testing.T) {
 		closeStack(t, second)
 	})
 }
+
+// A store that forgot proves nothing: what was in doubt before the restart is never sent after it.
+func TestStack_ARestartWithoutItsStoreSendsNothingThatWasInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &phone{answer: lostAnswer}
+		first := newStack(t, Config{})
+		_, err := dial(t.Context(), t, first.Wrap(p), "doubt", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		require.NoError(t, first.Close(context.Background()))
+		var saved bytes.Buffer
+		require.NoError(t, first.DLQ.Export(&saved))
+
+		p.answer = nil
+		second := newStack(t, Config{})
+		second.Wrap(p)
+		require.NoError(t, second.DLQ.Import(&saved))
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Hour)
+		defer cancel()
+		require.NoError(t, second.Run(ctx))
+		require.Equal(t, 1, p.rang())
+		closeStack(t, second)
+	})
+}

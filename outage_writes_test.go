@@ -370,6 +370,7 @@ func TestD02_RetryAfterIsAFloorForRedrives(t *testing.T) {
 						require.ErrorIs(t, err, ErrParked)
 					}
 					time.Sleep(12 * time.Hour)
+					synctest.Wait()
 					require.Len(t, sends, 4)
 					for i := 1; i < len(sends); i++ {
 						require.GreaterOrEqual(t, sends[i].Sub(sends[i-1]), 20*time.Minute)

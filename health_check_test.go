@@ -88,10 +88,11 @@ func TestH09_ManyReadsOneRunOfEachCheck(t *testing.T) {
 
 func TestH05_AnOldAnswerOfACheckIsShownForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		status := Healthy
+		var status atomic.Int32
+		status.Store(int32(Healthy))
 		h := healthOf(t, HealthConfig{Checks: []HealthCheck{{Name: "db", Run: func(context.Context) []CheckResult {
 			time.Sleep(time.Millisecond)
-			return []CheckResult{{Status: status, State: "seen"}}
+			return []CheckResult{{Status: Status(status.Load()), State: "seen"}}
 		}}}})
 		look := func() CheckResult { return h.Check(t.Context()).Find("db") }
 		look()
@@ -102,7 +103,7 @@ func TestH05_AnOldAnswerOfACheckIsShownForAWhile(t *testing.T) {
 		require.Equal(t, Unknown, c.Status)
 		require.Equal(t, "stale", c.State)
 		require.Equal(t, 32*time.Second, c.Age)
-		status = Unhealthy
+		status.Store(int32(Unhealthy))
 		time.Sleep(time.Hour)
 		look()
 		time.Sleep(time.Hour)

@@ -44,6 +44,7 @@ func TestHealthChecksAreShownWithTheirAge(t *testing.T) {
 		require.Equal(t, "asking", r.Find("disk").State)
 		require.Equal(t, CheckResult{}, r.Find("left out"))
 		time.Sleep(3 * time.Second)
+		synctest.Wait()
 		rows[0].Value = 99 // the check's own
 		r = h.Check(t.Context())
 		require.Equal(t, Degraded, r.Status)
@@ -56,6 +57,7 @@ func TestHealthChecksAreShownWithTheirAge(t *testing.T) {
 		require.Equal(t, 18*time.Second, disk[1].RetryAfter)
 		require.Equal(t, "no reading", r.Find("mute").Message)
 		time.Sleep(time.Second)
+		synctest.Wait()
 	})
 }
 

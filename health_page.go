@@ -275,7 +275,7 @@ func draftKey(c CheckResult) string {
 func checkLine(c CheckResult) string {
 	var parts []string
 	for _, part := range []string{c.Name, c.Instance, c.State, c.Message} {
-		if part != "" {
+		if part != "" && part != "ok" {
 			parts = append(parts, part)
 		}
 	}

@@ -282,7 +282,6 @@ func TestH10_MoreOfABadThingNeverImproves(t *testing.T) {
 		"queue":     func(n int) Status { return status(queueStatus(n, 100)) },
 		"shed":      func(n int) Status { return status(shedStatus(n)) },
 		"abandoned": func(n int) Status { return status(abandonedStatus(n, 17)) },
-		"in doubt":  func(n int) Status { return status(inDoubtStatus(n)) },
 		"oldest":    func(n int) Status { return status(doubtAgeStatus(time.Duration(n) * time.Minute)) },
 		"disputed":  func(n int) Status { return status(disputedStatus(n)) },
 	}

@@ -16,7 +16,7 @@ import (
 // What each passive check reports, the main reading first (Name: Measure, Instance → what):
 //
 //	fallback     answers          → Healthy; Value stored answers, Unit "answers"
-//	keys         in doubt         → inDoubtStatus; Value, Unit "keys"
+//	keys         in doubt         → Healthy, none is too many while they are settled in time; Value, Unit "keys"
 //	             oldest           → doubtAgeStatus; Value age of the oldest key in doubt, Unit "s"
 //	             disputed         → disputedStatus; Value, Unit "keys"
 //	             store            → storeReading; State "ok", "down"
@@ -225,14 +225,6 @@ func abandonedStatus(abandoned, slots int) (Status, string) {
 
 // longInDoubt is when a key in doubt should long have been settled by looking it up.
 const longInDoubt = 15 * time.Minute
-
-// inDoubtStatus judges how many keys are in doubt: none is too many as long as they are settled in time.
-func inDoubtStatus(keys int) (Status, string) {
-	if keys > 0 {
-		return Healthy, fmt.Sprintf("%d in doubt, being looked up", keys)
-	}
-	return Healthy, ""
-}
 
 // doubtAgeStatus judges the age of the oldest key in doubt; 0: there is none.
 func doubtAgeStatus(oldest time.Duration) (Status, string) {

@@ -61,8 +61,12 @@ func (s *Stack) checkRetries(context.Context) []CheckResult {
 func (s *Stack) checkKeys(context.Context) []CheckResult {
 	i := s.Idempotency
 	inDoubt, disputed, oldest, storeDown := i.doubts.summary(i.store.Now())
+	doubts := reading("in doubt", float64(inDoubt), "keys")
+	if inDoubt > 0 {
+		doubts.Message = "being looked up"
+	}
 	return []CheckResult{
-		reading("in doubt", float64(inDoubt), "keys").judged(inDoubtStatus(inDoubt)),
+		doubts,
 		reading("oldest", max(0, oldest).Seconds(), "s").judged(doubtAgeStatus(oldest)),
 		reading("disputed", float64(disputed), "keys").judged(disputedStatus(disputed)),
 		storeReading(storeDown),

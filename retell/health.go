@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/retell-resilience/resilience"
@@ -34,7 +35,7 @@ func (c *Client) withConcurrency(cfg resilience.HealthConfig, base http.RoundTri
 			return concurrencyReadings(info)
 		},
 	}
-	cfg.Checks = append(cfg.Checks[:len(cfg.Checks):len(cfg.Checks)], check) // the user's slice stays as it is
+	cfg.Checks = append(slices.Clip(cfg.Checks), check) // the user's slice stays as it is
 	return cfg
 }
 

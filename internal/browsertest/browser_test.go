@@ -217,7 +217,8 @@ func (b *tab) until(expression string) {
 		if time.Now().After(ends) {
 			var text string
 			b.run("document.body.innerText", &text)
-			require.FailNow(b.t, "the page never got there", "%s\n%s", expression, text)
+			_, faults := b.did()
+			require.FailNow(b.t, "the page never got there", "%s\n%s\n%s", expression, text, faults)
 		}
 	}
 }

@@ -212,9 +212,6 @@ func appendPart[T string | []byte](b []byte, part T) []byte {
 	return append(b, part...)
 }
 
-// keyHash is what events show of a key: enough to tell keys apart, and found again by whoever knows the key.
-func keyHash(id string) string { return id[:min(10, len(id))] }
-
 // fingerprint tells one request from another: operation, host, path with query, and body, but no credentials.
 func fingerprint(t *trip, req *http.Request) string {
 	b := make([]byte, 0, 1024)

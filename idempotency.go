@@ -245,6 +245,9 @@ func (i *Idempotency) once(t *trip, req *http.Request, next leg) (*http.Response
 	if !t.named {
 		key = uuid.NewString()
 	}
+	if ctx := req.Context(); ctx.Err() != nil { // its flight might be off before anybody sees that nobody waits for it
+		return nil, t.gone(ctx, "idempotency")
+	}
 	id, print := i.ID(key), fingerprint(t, req)
 	f, leader, err := i.board(t, req, key, id, print)
 	if err != nil {

@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -114,6 +115,62 @@ func TestOneOwner_ACallerWhoJoinsARedriveAndLeavesIsTold(t *testing.T) {
 		require.Equal(t, 2, p.rang(), "each of the two once")
 		stop()
 		require.NoError(t, <-done)
+		closeStack(t, s)
+	})
+}
+
+func TestQ07_AnEndedContextIsNeverSent(t *testing.T) {
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			s, p := newStack(t, Config{}), &phone{}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			_, err := dial(ctx, t, s.Wrap(p), "k", dialBody)
+			synctest.Wait()
+			require.True(t, NotSent(err))
+			require.Zero(t, p.rang())
+			closeStack(t, s)
+		})
+	}
+}
+
+func TestStack_ARequestWithoutAURLIsRefused(t *testing.T) {
+	s := newStack(t, Config{})
+	rt := s.Wrap(&phone{})
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPost} {
+		_, err := rt.RoundTrip(&http.Request{Method: method, Header: http.Header{}})
+		require.ErrorContains(t, err, "URL")
+		require.True(t, NotSent(err))
+	}
+	closeStack(t, s)
+}
+
+func TestStack_AStreamOutlivesRoundTripUnderAClientTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			pr, pw := io.Pipe()
+			go func() {
+				for range 3 {
+					_, _ = io.WriteString(pw, "data: x\n\n")
+					time.Sleep(time.Second)
+				}
+				_ = pw.Close()
+			}()
+			context.AfterFunc(req.Context(), func() { _ = pw.CloseWithError(context.Cause(req.Context())) })
+			resp := reply(200, "", "Content-Type", "text/event-stream")
+			resp.Body, resp.ContentLength = pr, -1
+			return resp, nil
+		}))
+		resp, err := (&http.Client{Transport: rt, Timeout: time.Minute}).Get("http://api.test/stream")
+		require.NoError(t, err)
+		require.Equal(t, 1, s.Stats().Bulkhead.InUse, "a stream holds its slot")
+		b, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Len(t, b, 3*len("data: x\n\n"))
+		require.NoError(t, resp.Body.Close())
+		require.Zero(t, s.Stats().Bulkhead.InUse)
+		time.Sleep(2 * time.Second)
 		closeStack(t, s)
 	})
 }

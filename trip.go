@@ -168,6 +168,10 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 		return l.travel(outer, req)
 	}
 	t := &trip{url: req.URL, method: req.Method, stack: e.stack, outer: outer, road: l, letter: e.letter}
+	if req.URL == nil { // net/http's transport says so, too; the layers below read it
+		closeBody(req)
+		return nil, t.refuse("stack", errors.New("the request has no URL"))
+	}
 	if err := t.describe(ctx, req, e.describe); err != nil {
 		closeBody(req)
 		return nil, err
@@ -179,7 +183,8 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	defer t.payload.Release()
 
 	ctx, stop := watchCancel(ctx, req)
-	defer stop()
+	over := stop // when the exchange is over, which for a stream is later
+	defer func() { over() }()
 	inner := req.WithContext(t.begin(ctx))
 	inner.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	inner.Body, inner.GetBody = nil, nil
@@ -203,7 +208,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	}()
 	resp, err := l.travel(t, inner)
 	ended = true
-	t.finish(resp, err)
+	if t.finish(resp, err, stop) {
+		over = func() {}
+	}
 	if resp != nil {
 		resp.Request = req
 	}
@@ -217,13 +224,17 @@ func (t *trip) begin(caller context.Context) *callContext {
 	return &t.ctx
 }
 
-// finish ends the call's context when the exchange is over.
-func (t *trip) finish(resp *http.Response, err error) {
+// finish ends the call's context when the exchange is over. later: it goes on as a stream, and stop runs at its end.
+func (t *trip) finish(resp *http.Response, err error, stop func()) (later bool) {
 	if tl := tailOf(resp, err); tl != nil && err == nil {
-		tl.after(func() { t.ctx.end(context.Canceled, context.Canceled) })
-		return
+		tl.after(func() {
+			t.ctx.end(context.Canceled, context.Canceled)
+			stop()
+		})
+		return true
 	}
 	t.ctx.end(context.Canceled, context.Canceled)
+	return false
 }
 
 func closeBody(req *http.Request) {

@@ -75,29 +75,35 @@ func (c *callContext) arm() {
 
 func (c *callContext) callerEnded() { c.end(c.caller.Err(), context.Cause(c.caller)) }
 
-// Err works the end out when asked.
+// Err works the caller's end out when asked. The budget's needs a look at the clock, which costs as much as a door: it is
+// taken where somebody waits, and before an attempt, see spent.
 func (c *callContext) Err() error {
 	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return c.err
-	}
-	deadline := c.deadline
+	err := c.err
 	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if err := c.caller.Err(); err != nil {
 		c.end(err, context.Cause(c.caller))
 		return err
 	}
-	if !deadline.IsZero() && !time.Now().Before(deadline) {
-		c.end(context.DeadlineExceeded, errBudget)
-		return context.DeadlineExceeded
-	}
 	return nil
 }
 
+// spent ends the context if the budget is used up at this time.
+func (c *callContext) spent(now time.Time) bool {
+	budget := c.budget()
+	if budget.IsZero() || now.Before(budget) {
+		return false
+	}
+	c.end(context.DeadlineExceeded, errBudget)
+	return true
+}
+
 // limit sets the deadline of the budget, unless there is an earlier one.
-func (c *callContext) limit(d time.Duration) {
-	deadline := time.Now().Add(d)
+func (c *callContext) limit(now time.Time, d time.Duration) {
+	deadline := now.Add(d)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.deadline.IsZero() && c.deadline.Before(deadline) {

@@ -287,7 +287,10 @@ func (d *DLQ) takeOver(t *trip, redriving string) (holding, error) {
 	case s.token != 0:
 		return holding{}, d.parkedError(t, s.letter, nil)
 	}
-	return holding{slot: s, token: d.box.lease(s)}, nil
+	held := holding{slot: s, token: d.box.lease(s)}
+	s.flying = true
+	t.owned(s.letter.ID)
+	return held, nil
 }
 
 // resends reports whether the call is let through though its key is known to be in doubt, in a mode the user chose.
@@ -311,6 +314,7 @@ func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
 		// Also one that another call with this key parked meanwhile.
 		if s := d.box.ofKey(t.key); s != nil && (s.token == 0 || s == held.slot && s.token == held.token) {
 			d.ack(s, "answered", status)
+			t.owned("")
 		}
 	}
 	if status/100 == 2 {
@@ -334,7 +338,11 @@ func (d *DLQ) failed(t *trip, req *http.Request, held holding, a answer, started
 	if !ok {
 		return a.resp, a.err
 	}
-	kept, err := d.admit(req.Context(), l, t.road, d.cfg.Overflow == OverflowBlock)
+	ctx, decided, ok := t.handOver(req.Context())
+	if !ok {
+		return a.resp, a.err
+	}
+	kept, err := d.admitFor(ctx, l, t.road, decided)
 	switch {
 	case err == nil:
 		a.close()
@@ -345,6 +353,17 @@ func (d *DLQ) failed(t *trip, req *http.Request, held holding, a answer, started
 	e := t.fail("dlq", errors.Join(a.err, ErrLettersFull))
 	e.Key, e.StatusCode = t.key, f.status
 	return nil, e
+}
+
+// admitFor is admit for a caller who may leave meanwhile, and must know then whether a letter was made.
+func (d *DLQ) admitFor(ctx context.Context, l Letter, road leg, decided func(string)) (kept *Letter, err error) {
+	id := ""
+	defer func() { decided(id) }() // a Spill of the user's may panic
+	kept, err = d.admit(ctx, l, road, d.cfg.Overflow == OverflowBlock)
+	if err == nil {
+		id = kept.ID
+	}
+	return kept, err
 }
 
 func (d *DLQ) refusal(t *trip, l *Letter, f failure) *Error {

@@ -253,8 +253,11 @@ func (d *DLQ) guard(operation string, f func() error) error {
 	return err
 }
 
-// letterKeyHash is short and the same for the same key.
-func letterKeyHash(key string) string {
+// keyHash is short and the same for the same key; in a stack it is the one that the events of keys show.
+func (d *DLQ) keyHash(key string) string {
+	if d.box.keyID != nil {
+		return keyHash(d.box.keyID(key))
+	}
 	sum := sha256.Sum256([]byte(key))
-	return hex.EncodeToString(sum[:6])
+	return hex.EncodeToString(sum[:])[:10]
 }

@@ -341,7 +341,7 @@ func (d *DLQ) sweep(now time.Time) {
 // tell reports what happened to a letter.
 func (d *DLQ) tell(kind EventKind, l *Letter, cause string) {
 	d.events.emit(Event{
-		Kind: kind, Operation: l.Operation, KeyHash: letterKeyHash(l.Key), LetterID: l.ID, StatusCode: l.StatusCode,
+		Kind: kind, Operation: l.Operation, KeyHash: d.keyHash(l.Key), LetterID: l.ID, StatusCode: l.StatusCode,
 		Attempt: l.Attempts, Cause: cause, Count: d.box.len(),
 	})
 }

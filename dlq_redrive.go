@@ -218,6 +218,7 @@ func (d *DLQ) try(ls *lease) (letterVerdict, failure, int) {
 		}
 		if handler != nil {
 			sent = true
+			d.takeOff(ls)
 			return handler(ls.ctx, ls.letter.clone())
 		}
 		req, err := d.request(ls)
@@ -228,6 +229,7 @@ func (d *DLQ) try(ls *lease) (letterVerdict, failure, int) {
 			return err
 		}
 		sent = true
+		d.takeOff(ls)
 		a.resp, a.err = d.send(req, ls)
 		return a.err
 	})
@@ -276,6 +278,15 @@ func (d *DLQ) mayGo(ls *lease) error {
 		return &notTried{letterPoison, "redacted", nil}
 	}
 	return nil
+}
+
+// takeOff notes that the letter is on its way from here on: an export says so.
+func (d *DLQ) takeOff(ls *lease) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.holdsLease(ls.slot, ls.token) {
+		ls.slot.flying = true
+	}
 }
 
 // request builds what is sent.

@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -337,13 +338,16 @@ func (f *Fallback) keyOf(t *trip, req *http.Request) (k answers.Key, ok bool) {
 	if !whole || !f.cacheable(t.call) || answers.Says(req.Header, "no-store") {
 		return k, false
 	}
-	return answers.KeyOf(t.call.Operation, methodOf(req), req, f.headers, bodyKey(data)), true
+	if t.run == nil { // the parameters of work have their canonical form already
+		data = bodyKey(data)
+	}
+	return answers.KeyOf(t.call.Operation, methodOf(req), req, f.headers, data), true
 }
 
 // bodyKey is the body as it takes part in the key: JSON whose members stand in another order is the same.
 func bodyKey(data []byte) []byte {
-	if len(data) == 0 {
-		return nil
+	if !bytes.ContainsAny(data[:min(len(data), 1)], "{[ \t\r\n") {
+		return data // it has no members
 	}
 	if same, err := canonical.JSON(data); err == nil {
 		return same

@@ -28,7 +28,7 @@ type callID struct {
 func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
 	id := callID{key: key, priority: t.call.Priority, class: t.call.Class, limit: t.call.Limit}
 	for {
-		call, leads := f.calls.Join(id, t.call.Resource, t)
+		call, leads := f.calls.Join(id, key, t.call.Resource, t)
 		if leads {
 			if resp := f.unasked(t, req, next, key); resp != nil { // an answer came since the first look
 				f.calls.Leave(call)
@@ -104,7 +104,7 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 
 // alone makes the call for one caller.
 func (f *Fallback) alone(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
-	read := f.store.Begin(t.call.Resource)
+	read := f.store.Begin(key, t.call.Resource)
 	defer f.store.End(read)
 	resp, _, err := f.send(t, req, next, key, read)
 	return resp, err
@@ -118,7 +118,7 @@ func (f *Fallback) send(t *trip, req *http.Request, next leg, key answers.Key, r
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
-		a, ok := answers.Take(resp, f.headers)
+		a, ok := read.Take(resp, f.headers)
 		if ok {
 			f.store.Put(read, key, a, time.Now())
 		}

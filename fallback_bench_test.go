@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -104,4 +105,67 @@ func BenchmarkFallbackManyKept(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// benchmarkReady measures a read alone: the trip is made, and what is below has its answers ready.
+func benchmarkReady(b *testing.B, req *http.Request, t *trip, ready ...*http.Response) {
+	f, err := NewFallback(FallbackConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := 0
+	next := legFunc(func(*trip, *http.Request) (*http.Response, error) {
+		n++
+		return ready[n%len(ready)], nil
+	})
+	if _, err := f.read(t, req, next); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := f.read(t, req, next); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func getForBenchmark(b *testing.B) (*http.Request, *trip) {
+	req, err := http.NewRequest(http.MethodGet, "https://api.retellai.com/v2/get-call/call_4711?b=2&a=1", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer key_0123456789abcdef0123456789abcdef")
+	req.Header.Set("Accept", "application/json")
+	return req, &trip{call: Call{Operation: "get-call", Effect: EffectRead, Resource: "call/call_4711"}, url: req.URL, method: req.Method}
+}
+
+// BenchmarkFallbackSame is a read whose answer is the one that is kept already: its age begins again.
+func BenchmarkFallbackSame(b *testing.B) {
+	req, t := getForBenchmark(b)
+	benchmarkReady(b, req, t, answerForBenchmark())
+}
+
+// BenchmarkFallbackChanged is a read whose answer is another one each time.
+func BenchmarkFallbackChanged(b *testing.B) {
+	req, t := getForBenchmark(b)
+	ready := make([]*http.Response, 4)
+	for i := range ready {
+		data := make([]byte, 2048)
+		data[2000] = byte(i)
+		ready[i] = answerForBenchmark()
+		ready[i].Body = body.NewHeld(data)
+	}
+	benchmarkReady(b, req, t, ready...)
+}
+
+// BenchmarkFallbackWork is a read by Do whose answer is the one that is kept already.
+func BenchmarkFallbackWork(b *testing.B) {
+	req := workRequest()
+	t := &trip{
+		call: Call{Operation: "lookup", Effect: EffectRead, Resource: "customer/17"}, url: req.URL, method: req.Method,
+		payload: body.Of([]byte(`{"customer":17}`)), run: func(context.Context) (*http.Response, error) { return nil, nil },
+	}
+	benchmarkReady(b, req, t, &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: body.NewHeld([]byte(`{"name":"x"}`)), ContentLength: 12,
+	})
 }

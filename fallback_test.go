@@ -552,6 +552,93 @@ func TestF06_AnAnswerThatComesOldIsNotFresh(t *testing.T) {
 	})
 }
 
+// An answer that is the kept one again begins a new life, as any other would.
+func TestF06_TheSameAnswerAgainIsYoung(t *testing.T) {
+	for name, c := range map[string]struct {
+		age   string
+		again time.Duration
+	}{"fresh": {"", 5 * time.Second}, "came old": {"30", 35 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, s, rt := newShop(t, FallbackConfig{MaxAge: 2 * time.Minute})
+				says := func() {
+					s.says(http.StatusOK, "good", "Content-Type", "text/plain", "X", "1", "X", "2")
+					if c.age != "" {
+						s.says(http.StatusOK, "good", "Age", c.age)
+					}
+				}
+				says()
+				readText(t, rt)
+				kept := f.Stats()
+				for range 5 {
+					time.Sleep(80 * time.Second)
+					resp, text := readText(t, rt)
+					require.Equal(t, "good", text)
+					requireUpstream(t, resp)
+				}
+				require.Equal(t, kept.Bytes, f.Stats().Bytes)
+				require.Equal(t, 1, f.Stats().Entries)
+				require.Equal(t, uint64(6), f.Stats().Stored)
+				s.fails(errDown)
+				time.Sleep(5 * time.Second)
+				resp, _ := readText(t, rt)
+				requireServed(t, resp, Fresh, c.again, "transport")
+				says()
+				readText(t, rt)
+				s.fails(errDown)
+				time.Sleep(2*time.Minute - 5*time.Second)
+				require.Equal(t, 1, f.Stats().Entries)
+				time.Sleep(5 * time.Second)
+				f.sweep()
+				require.Zero(t, f.Stats().Entries)
+				require.Zero(t, f.Stats().Bytes)
+			})
+		})
+	}
+}
+
+// What is served is what came last, however little of it is new.
+func TestF06_AnAnswerThatDiffersTakesThePlace(t *testing.T) {
+	for name, change := range map[string]func(*http.Response){
+		"body":    func(resp *http.Response) { resp.Body = io.NopCloser(strings.NewReader("gone")) },
+		"longer":  func(resp *http.Response) { resp.Body = io.NopCloser(strings.NewReader("good!")) },
+		"header":  func(resp *http.Response) { resp.Header.Set("X", "2") },
+		"added":   func(resp *http.Response) { resp.Header.Add("X", "2") },
+		"another": func(resp *http.Response) { resp.Header.Set("Y", "1") },
+		"removed": func(resp *http.Response) { resp.Header.Del("X") },
+		"trailer": func(resp *http.Response) { resp.Trailer = http.Header{"T": {"1"}} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, s, rt := newShop(t, FallbackConfig{})
+			s.says(http.StatusOK, "good", "X", "1")
+			readText(t, rt)
+			changed := func(int, *http.Request) (*http.Response, error) {
+				resp := said(http.StatusOK, "good", "X", "1")
+				change(resp)
+				return resp, nil
+			}
+			s.set(changed)
+			want, text := readText(t, rt)
+			once := f.Stats()
+			s.fails(errDown)
+			resp, served := readText(t, rt)
+			_, _, ok := Served(resp)
+			require.True(t, ok)
+			resp.Header.Del("Age")
+			resp.Header.Del("Resilience-Fallback")
+			require.Equal(t, text, served)
+			require.Equal(t, want.Header, resp.Header)
+			require.Equal(t, want.Trailer, resp.Trailer)
+			require.Equal(t, 1, once.Entries)
+
+			alone, s, rt := newShop(t, FallbackConfig{})
+			s.set(changed)
+			readText(t, rt)
+			require.Equal(t, alone.Stats().Bytes, once.Bytes, "the old one takes up nothing any more")
+		})
+	}
+}
+
 func TestF07_PastMaxAgeTheFailureStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, s, rt := newShop(t, FallbackConfig{MaxAge: time.Minute})
@@ -1072,6 +1159,39 @@ func TestF14_ACutAnswerIsNeverKept(t *testing.T) {
 	require.Zero(t, f.Stats().Entries)
 }
 
+// The answer of work may come without headers.
+func TestF16_AnAnswerWithoutHeadersIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, err := NewFallback(FallbackConfig{})
+		require.NoError(t, err)
+		var fails atomic.Bool
+		rt := f.Wrap(legFunc(func(*trip, *http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			if fails.Load() {
+				return nil, errDown
+			}
+			return &http.Response{StatusCode: http.StatusOK, Body: body.NewHeld([]byte("good"))}, nil
+		}))
+		for range 2 {
+			var done sync.WaitGroup
+			for range 3 { // one leads, two share
+				done.Go(func() {
+					_, text := readText(t, rt)
+					assert.Equal(t, "good", text)
+				})
+			}
+			done.Wait()
+		}
+		require.Equal(t, uint64(4), f.Stats().Coalesced)
+		require.Equal(t, uint64(2), f.Stats().Stored)
+		fails.Store(true)
+		resp, text := readText(t, rt)
+		require.Equal(t, "good", text)
+		requireServed(t, resp, Fresh, time.Second, "transport")
+		resp.Header.Set("X", "1")
+	})
+}
+
 func TestF16_ZeroValuesAreKept(t *testing.T) {
 	for _, text := range []string{"", "0", "false", "[]", "null", `""`} {
 		_, s, rt := newShop(t, FallbackConfig{})
@@ -1216,6 +1336,52 @@ func TestF17_AReadThatAWriteOvertookIsNotKept(t *testing.T) {
 	})
 }
 
+// That a read which a write overtook came back with what was kept before makes it no more true.
+func TestF17_TheSameAnswerAgainIsNotKeptWhenAWriteOvertookIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		for _, overtake := range []func(){
+			func() { f.Invalidate("call/abc") },
+			func() { f.Invalidate("call/abc/log") },
+			func() { f.Invalidate("call") },
+			func() { f.Invalidate("") },
+			func() { // somebody has kept the same again since
+				f.Invalidate("call/abc")
+				s.says(http.StatusOK, "good")
+				_, err := readAt(t, rt, "abc")
+				require.NoError(t, err)
+				f.Invalidate("call/abc")
+			},
+		} {
+			s.says(http.StatusOK, "good")
+			_, err := readAt(t, rt, "abc")
+			require.NoError(t, err)
+			s.set(func(int, *http.Request) (*http.Response, error) {
+				time.Sleep(time.Second)
+				return said(http.StatusOK, "good"), nil
+			})
+			require.Equal(t, 1, f.Stats().Entries)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_, err := readAt(t, rt, "abc")
+				assert.NoError(t, err)
+			}()
+			synctest.Wait()
+			overtake()
+			stored := f.Stats().Stored
+			<-ended
+			s.fails(errDown)
+			_, err = readAt(t, rt, "abc")
+			require.ErrorIs(t, err, errDown)
+			require.Equal(t, stored, f.Stats().Stored)
+			require.Zero(t, f.Stats().Entries)
+			require.Zero(t, f.Stats().Bytes)
+			requireNothingUnderWay(t, f)
+		}
+	})
+}
+
 // A write that was given up while its transport still worked on it may change things later: what was read meanwhile goes
 // when it has really ended.
 func TestF17_AWriteThatIsAbandonedInvalidatesAgainAtItsEnd(t *testing.T) {
@@ -1338,6 +1504,39 @@ func TestF20_ARefreshThatFailsKeepsTheOldAnswerAndBacksOff(t *testing.T) {
 				}
 				require.Equal(t, []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second, 15 * time.Second}, asked)
 				require.Equal(t, uint64(5), f.Stats().RefreshFailures)
+				requireNothingUnderWay(t, f)
+			})
+		})
+	}
+}
+
+// An answer that a read renews while a refresh of it is under way gets no second refresh when it is stale again.
+func TestF20_OneRefreshThoughTheAnswerIsRenewedMeanwhile(t *testing.T) {
+	for name, text := range map[string]string{"the same": "good", "another": "better"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, s, rt := newShop(t, FallbackConfig{Refresh: true, Fresh: time.Second})
+				readText(t, rt)
+				time.Sleep(time.Second)
+				s.set(func(_ int, req *http.Request) (*http.Response, error) {
+					if tripOf(req.Context()).call.Priority == PriorityBulk {
+						time.Sleep(10 * time.Second)
+					}
+					return said(http.StatusOK, text), nil
+				})
+				for range 3 {
+					resp, _ := readText(t, rt)
+					requireServed(t, resp, Stale, time.Second, "refresh")
+					synctest.Wait()
+					require.Equal(t, uint64(1), f.Stats().Refreshes)
+					readText(t, rt, "Cache-Control", "no-cache")
+					time.Sleep(time.Second)
+				}
+				time.Sleep(10 * time.Second)
+				readText(t, rt)
+				synctest.Wait()
+				require.Equal(t, uint64(2), f.Stats().Refreshes)
+				time.Sleep(10 * time.Second)
 				requireNothingUnderWay(t, f)
 			})
 		})

@@ -30,6 +30,8 @@ type flight struct {
 	unbounded bool      // somebody waits without a deadline
 	latest    time.Time // deadline of the most patient waiter
 	givenUp   []func()  // to be run when the last waiter ran out of time
+	letter    string    // id of the dead letter that owns the write; "": none
+	handing   *handing  // the write is being handed over to a queue
 	over      bool
 	result    result
 	done      chan struct{}
@@ -38,7 +40,7 @@ type flight struct {
 func newFlight(t *trip, ctx context.Context, key, id, print string) *flight {
 	own := t.copy()
 	f := &flight{
-		id: id, key: key, print: print, named: t.named,
+		id: id, key: key, print: print, named: t.named, letter: t.letter,
 		trip: own, landed: make(chan struct{}), done: make(chan struct{}), waiters: 1,
 	}
 	own.key, own.flight = key, f
@@ -100,23 +102,71 @@ func (f *flight) join(ctx context.Context, print string) bool {
 	return true
 }
 
-// leave takes a waiter away. sent: the request may be out; last: nobody else waits.
-func (f *flight) leave(why *Error, byTime bool) (sent, last bool) {
+// parting is how things stand for a waiter who leaves.
+type parting struct {
+	sent   bool   // the request may be out
+	last   bool   // nobody else waits
+	letter string // a dead letter owns the write
+}
+
+// leave takes a waiter away. The last one's leaving and the handing over to a queue exclude each other: either the caller
+// owns the write afterwards, or a letter does and the caller is told so.
+func (f *flight) leave(why *Error, byTime bool) parting {
 	f.mu.Lock()
 	f.waiters--
-	sent, last = f.committed, f.waiters == 0
+	for f.waiters == 0 && f.handing != nil {
+		h := f.handing
+		f.mu.Unlock()
+		h.hurry(why.Err)
+		<-h.decided
+		f.mu.Lock()
+	}
+	p := parting{sent: f.committed, last: f.waiters == 0, letter: f.letter}
 	var tell []func()
-	if last && sent && byTime {
+	if p.last && p.sent && byTime {
 		tell, f.givenUp = f.givenUp, nil
 	}
-	if last && !sent {
+	if p.last && !p.sent {
 		f.cancel(why.Err)
 	}
 	f.mu.Unlock()
 	for _, g := range tell {
 		g()
 	}
-	return sent, last
+	return p
+}
+
+// handing is the time in which a queue decides whether it takes a write.
+type handing struct {
+	hurry   context.CancelCauseFunc // ends what the queue waits for
+	decided chan struct{}
+}
+
+// handOver begins the handing over of the write to a queue, if anybody still waits for it: without a caller to tell there
+// is no promise to make. The queue works under the context and says at the end which letter it made, "" for none.
+func (f *flight) handOver(ctx context.Context) (inner context.Context, done func(letter string), ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.waiters == 0 {
+		return ctx, nil, false
+	}
+	h := &handing{decided: make(chan struct{})}
+	inner, h.hurry = context.WithCancelCause(ctx)
+	f.handing = h
+	return inner, func(letter string) {
+		f.mu.Lock()
+		f.letter, f.handing = letter, nil
+		f.mu.Unlock()
+		close(h.decided)
+		h.hurry(nil)
+	}, true
+}
+
+// owned notes that a letter owns the write, or that none does any more.
+func (f *flight) owned(letter string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.letter = letter
 }
 
 // onGivenUp runs g once if the last waiter leaves because time ran out while the request is out.

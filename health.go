@@ -2,8 +2,12 @@ package resilience
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +25,18 @@ type HealthConfig struct {
 	// ProbeTimeout bounds one run of the probe, and so how long a read waits. A probe that takes longer has failed, also
 	// where it ignores its context. 0: 2 s.
 	ProbeTimeout time.Duration
+	// Checks are questions of the user's own. Names must differ from each other and from those of the layers.
+	Checks []HealthCheck
+	// Rules change how readings are judged. A key names a component, "dlq", and so all of its readings, or one of them,
+	// "dlq:letters"; the closer one counts alone. A name that nothing has is an error. health_rules.go lists the readings.
+	//
+	//	Rules: map[string]resilience.HealthRule{
+	//		"circuit:state": {States: map[string]resilience.Status{"open": resilience.Unhealthy}},
+	//		"dlq:letters":   {DegradedFrom: 1000, UnhealthyFrom: 9000},
+	//		"keys:oldest":   {DegradedFrom: 3600},
+	//		"retry":         {Mute: true},
+	//	}
+	Rules map[string]HealthRule
 	// WarnLetters is how many dead letters may wait before that counts as degraded: more than so many. 0: 100; -1: any
 	// number may wait.
 	WarnLetters int
@@ -33,6 +49,25 @@ type HealthConfig struct {
 	ShowDetails func(*http.Request) bool
 }
 
+// HealthCheck is a question to something outside this process: a database, the room that is left in a workspace. Unlike the
+// probe it never makes a reader wait: a read is shown the last answer with its age, and starts the next run if that is due.
+// Until the first answer, the component is unknown.
+type HealthCheck struct {
+	// Name of the component. Needed.
+	Name string
+	// Run asks. It is run at most once at a time, never under a caller's context, and not again while an old run has not
+	// returned. What it returns is shown as it is, under Name, so it must hold no personal data. nil: the check is left out.
+	// One that panics, ends its goroutine or takes longer than Timeout is unhealthy.
+	Run func(context.Context) []CheckResult
+	// Every is how long an answer counts before a read asks again. A healthy one that is older than three times that, and
+	// Timeout, is shown as unknown. 0: 10 s.
+	Every time.Duration
+	// Timeout bounds one run. 0: 2 s.
+	Timeout time.Duration
+	// Optional says that a run without an answer is unknown, not unhealthy: for what is good to know and nothing depends on.
+	Optional bool
+}
+
 // Health looks at all layers and at the other side and says, in one word and in detail, how things are. Reading it moves
 // nothing: no trial permit is used, no letter touched; at most it asks the other side through HealthConfig.Probe, at most
 // once per ProbeEvery however many read. Use [NewHealth]. All methods are safe for concurrent use and on a nil Health,
@@ -41,6 +76,7 @@ type HealthConfig struct {
 // The rules: the worst component wins; unknown is reported but does not win. A failed probe is unhealthy; an open circuit
 // or too many letters are degraded: calls that need the other side fail, the process is well. There is no smoothing: one
 // failed probe is unhealthy and the next good one is not. Something that was seen too long ago is never shown as healthy.
+// HealthConfig.Rules changes the rules.
 type Health struct {
 	probe       *healthProbe
 	warnLetters int
@@ -48,6 +84,8 @@ type Health struct {
 	onChange    func(old, new Report)
 	events      *events
 	watchers    []healthWatcher // set before use
+	checks      []*healthProbe
+	rules       map[string]HealthRule
 	recent      healthEvents
 
 	turn     atomic.Uint64 // orders the readings, so that a slow old one does not undo a newer one
@@ -62,20 +100,53 @@ func NewHealth(cfg HealthConfig) (*Health, error) {
 	f.positive("ProbeEvery", cfg.ProbeEvery)
 	f.positive("ProbeTimeout", cfg.ProbeTimeout)
 	f.count("WarnLetters", int64(cfg.WarnLetters))
+	checkHealthChecks(f, cfg.Checks)
+	checkHealthRules(f, cfg)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
+	every := or(cfg.ProbeEvery, 10*time.Second)
 	return &Health{
 		probe: &healthProbe{
-			ask:     cfg.Probe,
-			every:   or(cfg.ProbeEvery, 10*time.Second),
-			timeout: or(cfg.ProbeTimeout, 2*time.Second),
+			name: "api", measure: "responseTime", ask: askProbe(cfg.Probe),
+			every: every, timeout: or(cfg.ProbeTimeout, 2*time.Second), keep: every, silent: Unhealthy,
 		},
+		checks:      probesOf(cfg.Checks),
+		rules:       cloneRules(cfg.Rules),
 		warnLetters: or(cfg.WarnLetters, 100),
 		showDetails: cfg.ShowDetails,
 		onChange:    cfg.OnChange,
 		events:      newEvents("health", cfg.OnEvent),
 	}, nil
+}
+
+func checkHealthChecks(f *faults, checks []HealthCheck) {
+	taken := map[string]bool{}
+	for i, c := range checks {
+		field := fmt.Sprintf("Checks[%d].", i)
+		if _, ours := layerReadings[c.Name]; ours || c.Name == "" || taken[c.Name] || strings.Contains(c.Name, ":") {
+			f.add(field+"Name", "a name of its own without a colon", strconv.Quote(c.Name))
+		}
+		taken[c.Name] = true
+		f.positive(field+"Every", c.Every)
+		f.positive(field+"Timeout", c.Timeout)
+	}
+}
+
+func probesOf(checks []HealthCheck) []*healthProbe {
+	var list []*healthProbe
+	for _, c := range checks {
+		if c.Run == nil {
+			continue
+		}
+		p := &healthProbe{name: c.Name, ask: c.Run, every: or(c.Every, 10*time.Second), timeout: or(c.Timeout, 2*time.Second), silent: Unhealthy}
+		p.keep = 3*p.every + p.timeout
+		if c.Optional {
+			p.silent = Unknown
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 // Status says how something is. A higher one is worse; the zero value says that nothing is known.
@@ -129,7 +200,7 @@ type Report struct {
 	Time time.Time
 	// FreshFor is how long the answer of the probe will still count. 0: the next read asks again, or there is no probe.
 	FreshFor time.Duration
-	// Checks holds "api" first, then the layers in the order of the road.
+	// Checks holds "api" first, then the layers in the order of the road, the latency, and HealthConfig.Checks.
 	Checks []CheckResult
 }
 
@@ -164,11 +235,15 @@ func (h *Health) Check(ctx context.Context) Report {
 	}
 	run, waited := h.probe.await(ctx)
 	turn := h.turn.Add(1)
-	api, freshFor := h.probe.result(run, time.Now())
-	checks := []CheckResult{api}
+	checks, freshFor := h.probe.result(run, time.Now())
 	for _, w := range h.watchers {
 		checks = append(checks, w.read(ctx)...)
 	}
+	for _, p := range h.checks {
+		results, _ := p.result(p.current(), time.Now())
+		checks = append(checks, results...)
+	}
+	h.judge(checks)
 	report := newReport(checks)
 	report.FreshFor = freshFor
 	if waited {
@@ -222,10 +297,16 @@ func (h *Health) refresh(ctx context.Context) time.Duration {
 	if h == nil {
 		return 10 * time.Second
 	}
-	if r := h.Check(ctx); r.FreshFor > 0 {
-		return r.FreshFor
+	for _, p := range h.checks { // all are asked at once, and awaited here, where nobody reads
+		p.current()
 	}
-	return h.probe.every
+	next := time.Duration(math.MaxInt64)
+	for _, p := range h.checks {
+		run, _ := p.await(ctx)
+		next = min(next, or(p.freshFor(run, time.Now()), p.every))
+	}
+	r := h.Check(ctx)
+	return min(next, or(r.FreshFor, h.probe.every))
 }
 
 // healthWatcher is a passive check: it reads what a layer knows anyway.

@@ -275,7 +275,7 @@ func draftKey(c CheckResult) string {
 func checkLine(c CheckResult) string {
 	var parts []string
 	for _, part := range []string{c.Name, c.Instance, c.State, c.Message} {
-		if part != "" {
+		if part != "" && part != "ok" {
 			parts = append(parts, part)
 		}
 	}
@@ -308,10 +308,11 @@ func answerHealthPage(w http.ResponseWriter, r *http.Request, s Status, doc heal
 	answerBody(w, r, healthCode(s), bytes.Replace(healthPage, []byte("{{data}}"), data, 1))
 }
 
-// healthPagePolicy allows the page's own script and style, by their hashes, and questions to its own server; nothing else.
+// healthPagePolicy allows the page's own script and style, by their hashes, questions to its own server, and the empty icon
+// that keeps browsers from asking for one; nothing else.
 func healthPagePolicy() string {
 	return fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; connect-src 'self'; "+
-		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+		"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 		hashBetween("<style>", "</style>"), hashBetween("<script>", "</script>"))
 }
 

@@ -8,16 +8,20 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// healthProbe asks the other side, one question at a time, and keeps the answer while it counts. Nothing runs unless
-// somebody reads: the age of an answer, and that a run has taken too long, are worked out when asked.
+// healthProbe asks something outside this process, one question at a time, and keeps the answer while it counts. Nothing
+// runs unless somebody reads: the age of an answer, and that a run has taken too long, are worked out when asked.
 type healthProbe struct {
-	ask            func(context.Context) error // nil: nobody asks
+	name, measure  string
+	ask            func(context.Context) []CheckResult // nil: nobody asks
 	every, timeout time.Duration
+	keep           time.Duration // how old a good answer may be while the next is due
+	silent         Status        // what it means that no answer comes
 
 	mu       sync.Mutex
 	run      *probeRun // the newest; nil: none yet
@@ -29,14 +33,7 @@ type probeRun struct {
 	started time.Time
 	done    chan struct{}
 	ended   time.Time
-	answer  probeAnswer
-}
-
-// probeAnswer is what a probe's error comes down to.
-type probeAnswer struct {
-	status         Status
-	state, message string
-	retryAfter     time.Duration
+	answer  []CheckResult // RetryAfter counts from ended
 }
 
 // await returns the run whose answer counts, having started one if the last is too old and has returned. It waits for the
@@ -68,24 +65,30 @@ func (p *healthProbe) current() *probeRun {
 	if p.run == nil || p.run.returned() && p.freshFor(p.run, time.Now()) <= 0 {
 		p.previous = p.run
 		p.run = &probeRun{started: time.Now(), done: make(chan struct{})}
-		go p.run.execute(p.ask, p.timeout)
+		go p.run.execute(p)
 	}
 	return p.run
 }
 
-// execute also judges the error, since that runs the user's code: an Unwrap, a method of a nil error.
-func (r *probeRun) execute(ask func(context.Context) error, timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	r.answer = probeAnswer{Unhealthy, "exited", "the probe ended its goroutine without an answer", 0} // after Goexit
+// execute runs the user's code on a goroutine of its own, where a panic or Goexit takes nobody with it.
+func (r *probeRun) execute(p *healthProbe) {
+	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
+	fault := func(state, message string) []CheckResult {
+		return []CheckResult{{Measure: p.measure, Status: p.silent, State: state, Message: message}}
+	}
+	r.answer = fault("exited", "the check ended its goroutine without an answer") // after Goexit
 	defer func() {
 		if recover() != nil {
-			r.answer = probeAnswer{Unhealthy, "panic", "the probe panicked", 0}
+			r.answer = fault("panic", "the check panicked")
 		}
 		r.ended = time.Now()
 		cancel()
 		close(r.done)
 	}()
-	r.answer = judgeProbe(ask(ctx))
+	r.answer = slices.Clone(p.ask(ctx)) // what it returned may be changed later
+	if len(r.answer) == 0 {
+		r.answer = []CheckResult{{Measure: p.measure, Message: "no reading"}}
+	}
 }
 
 func (r *probeRun) returned() bool {
@@ -115,75 +118,95 @@ func (p *healthProbe) freshFor(r *probeRun, now time.Time) time.Duration {
 }
 
 // result says what the run found, and for how long that counts. A run still under way leaves what was known before.
-func (p *healthProbe) result(r *probeRun, now time.Time) (CheckResult, time.Duration) {
-	c := CheckResult{Name: "api", Measure: "responseTime"}
+func (p *healthProbe) result(r *probeRun, now time.Time) ([]CheckResult, time.Duration) {
 	switch {
 	case p.ask == nil:
-		c.State, c.Message = "not probed", "no probe is configured"
-		return c, 0
+		return []CheckResult{{Name: p.name, Measure: p.measure, State: "not probed", Message: "no probe is configured"}}, 0
 	case p.inTime(r):
-		r.fill(&c, now)
-		return c, p.freshFor(r, now)
+		return p.answerOf(r, now), p.freshFor(r, now)
 	case !r.returned() && now.Sub(r.started) < p.timeout:
 		return p.underWay(now), 0
 	}
-	p.timedOut(r, &c)
-	return c, p.freshFor(r, now)
+	return p.timedOut(r), p.freshFor(r, now)
 }
 
-func (r *probeRun) fill(c *CheckResult, now time.Time) {
-	c.Status, c.State, c.Message = r.answer.status, r.answer.state, r.answer.message
-	c.RetryAfter = max(0, r.answer.retryAfter-now.Sub(r.ended))
-	c.Time, c.Duration = r.ended, r.ended.Sub(r.started)
-	c.Value, c.Unit = float64(c.Duration)/float64(time.Millisecond), "ms"
-}
-
-func (p *healthProbe) timedOut(r *probeRun, c *CheckResult) {
-	c.Status, c.State, c.Message = Unhealthy, "timeout", fmt.Sprintf("no answer within %s", p.timeout)
-	if !r.returned() {
-		c.Message += "; the probe has not returned and is not started again before it does"
+func (p *healthProbe) answerOf(r *probeRun, now time.Time) []CheckResult {
+	out := slices.Clone(r.answer)
+	for i := range out {
+		c := &out[i]
+		c.Name = p.name
+		c.RetryAfter = max(0, c.RetryAfter-now.Sub(r.ended))
+		c.Time, c.Duration = or(c.Time, r.ended), or(c.Duration, r.ended.Sub(r.started))
 	}
-	c.Time, c.Duration = p.settledAt(r), p.timeout
+	return out
 }
 
-// underWay is for a caller who leaves before the answer: an old failure stands until it is refuted, an old success does
-// not.
-func (p *healthProbe) underWay(now time.Time) CheckResult {
+func (p *healthProbe) timedOut(r *probeRun) []CheckResult {
+	message := fmt.Sprintf("no answer within %s", p.timeout)
+	if !r.returned() {
+		message += "; it has not returned and is not started again before it does"
+	}
+	return []CheckResult{{
+		Name: p.name, Measure: p.measure, Status: p.silent, State: "timeout", Message: message,
+		Time: p.settledAt(r), Duration: p.timeout,
+	}}
+}
+
+// underWay is for a reader who does not wait for the answer: an old failure stands until it is refuted, an old success
+// only so long.
+func (p *healthProbe) underWay(now time.Time) []CheckResult {
 	p.mu.Lock()
 	before := p.previous
 	p.mu.Unlock()
-	c := CheckResult{Name: "api", Measure: "responseTime", State: "asking", Message: "the first answer is still due"}
 	switch {
 	case before == nil:
+		return []CheckResult{{Name: p.name, Measure: p.measure, State: "asking", Message: "the first answer is still due"}}
 	case !p.inTime(before):
-		p.timedOut(before, &c)
-	default:
-		before.fill(&c, now)
-		if c.Status == Healthy {
+		return p.timedOut(before)
+	}
+	out := p.answerOf(before, now)
+	for i := range out {
+		c := &out[i]
+		if c.Status == Healthy && now.Sub(before.ended) >= p.keep {
 			c.Status, c.State, c.Message = Unknown, "stale", "the last answer is too old and the next is still due"
 		}
 	}
-	return c
+	return out
+}
+
+// askProbe has a probe's error judged where the probe ran, since that runs the user's code too: an Unwrap, a method of a
+// nil error.
+func askProbe(probe func(context.Context) error) func(context.Context) []CheckResult {
+	if probe == nil {
+		return nil
+	}
+	return func(ctx context.Context) []CheckResult {
+		started := time.Now()
+		c := judgeProbe(probe(ctx))
+		c.Measure = "responseTime"
+		c.Value, c.Unit = float64(time.Since(started))/float64(time.Millisecond), "ms"
+		return []CheckResult{c}
+	}
 }
 
 // judgeProbe turns the error of a probe into a status, a word from a closed set, and a sentence. It shows nothing of the
 // error's text.
-func judgeProbe(err error) probeAnswer {
+func judgeProbe(err error) CheckResult {
 	if err == nil {
-		return probeAnswer{status: Healthy, state: "ok"}
+		return CheckResult{Status: Healthy, State: "ok"}
 	}
 	code, retryAfter := answerIn(err)
 	if code != 0 {
 		status, message := judgeCode(code)
-		return probeAnswer{status, fmt.Sprintf("status %d", code), message, retryAfter}
+		return CheckResult{Status: status, State: fmt.Sprintf("status %d", code), Message: message, RetryAfter: retryAfter}
 	}
 	for _, local := range []error{ErrOpen, ErrFull, ErrClosed} {
 		if errors.Is(err, local) { // our own refusal says nothing about the other side
-			return probeAnswer{Unknown, "not probed", "the probe was refused on our side: " + local.Error(), retryAfter}
+			return CheckResult{State: "not probed", Message: "the probe was refused on our side: " + local.Error(), RetryAfter: retryAfter}
 		}
 	}
 	state, message := probeClass(err)
-	return probeAnswer{Unhealthy, state, message, retryAfter}
+	return CheckResult{Status: Unhealthy, State: state, Message: message, RetryAfter: retryAfter}
 }
 
 // answerIn finds the status of an answer inside an error, and how long the other side asks to wait.

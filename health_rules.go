@@ -2,7 +2,11 @@ package resilience
 
 import (
 	"fmt"
-	"sync"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -11,18 +15,149 @@ import (
 //
 // What each passive check reports, the main reading first (Name: Measure, Instance → what):
 //
-//	timeout      limit            → Healthy, State "ok"; Value of timeouts fired, Unit "timeouts"
 //	fallback     answers          → Healthy; Value stored answers, Unit "answers"
-//	keys         in doubt         → keyStatus; Value, Unit "keys"; also "disputed"
-//	dlq          letters          → letterStatus; Value of all letters, Unit "letters", Limit MaxLetters; also "parked", "oldest"
+//	keys         in doubt         → Healthy, none is too many while they are settled in time; Value, Unit "keys"
+//	             oldest           → doubtAgeStatus; Value age of the oldest key in doubt, Unit "s"
+//	             disputed         → disputedStatus; Value, Unit "keys"
+//	             store            → storeReading; State "ok", "down"
+//	             flights          → Healthy; Value calls under way, Unit "calls"
+//	dlq          letters          → letterStatus; Value of all letters, Unit "letters", Limit MaxLetters
+//	             parked, in doubt → Healthy; Value, Unit "letters"
+//	             oldest           → Healthy; Value age of the oldest letter that waits, Unit "s"
+//	timeout      limit            → Healthy; Value of timeouts fired, Unit "timeouts"
+//	             lingering        → Healthy; Value of calls that go on after theirs, Unit "calls"
 //	retry        budget           → Healthy; Value retries, Unit "retries"
+//	             throttled        → Healthy; Value operations that wait after a 429, Unit "operations"
 //	bulkhead     slots,   by tier → Healthy; Value in use, Unit "slots", Limit the tier's slots
 //	             queue,   by tier → queueStatus; Value waiting, Unit "calls", Limit the queue bound
+//	             shed             → shedStatus; Value calls lost for lack of a slot in the last ten seconds, Unit "calls"
 //	             abandoned        → abandonedStatus; Value, Unit "calls", Limit the total of slots
-//	circuit      state, by key    → circuitStatus; State "closed", "half-open", "open"; RetryAfter the time to the next trial
-//	             failure rate     → as the state; Value 0 to 100, Unit "%", Limit the threshold
+//	circuit      state            → circuitStatus; State "closed", "half-open", "open"; RetryAfter the time to the next trial
+//	             failure rate     → Healthy; Value 0 to 100, Unit "%", Limit the threshold
+//	latency      p50, p90, p99, by class → Healthy; Value since the process began, Unit "ms"
+//	             calls,   by class → Healthy; Value calls that were measured, Unit "calls"
 //
-// A layer that is left out is not watched. One that has nothing to judge says Healthy and State "ok".
+// The probe reports api: responseTime, Unit "ms", whose State is "ok" or a word for what is wrong. A layer that is left out
+// is not watched. One that has nothing to judge says Healthy and State "ok".
+
+// layerReadings names all of the above, so that a rule for a reading that does not exist is found.
+var layerReadings = map[string][]string{
+	"api":      {"responseTime"},
+	"fallback": {"answers"},
+	"keys":     {"in doubt", "oldest", "disputed", "store", "flights"},
+	"dlq":      {"letters", "parked", "in doubt", "oldest"},
+	"timeout":  {"limit", "lingering"},
+	"retry":    {"budget", "throttled"},
+	"bulkhead": {"slots", "queue", "shed", "abandoned"},
+	"circuit":  {"state", "failure rate"},
+	"latency":  {"p50", "p90", "p99", "calls"},
+}
+
+// HealthRule says how a reading is judged instead of the default. A rule cannot make something that was not seen healthy:
+// an unknown reading stays unknown, or becomes worse by States. A default that has nothing to do with the rule stands: one
+// for an open circuit leaves a half-open one degraded.
+type HealthRule struct {
+	// Mute shows the reading as unknown, so that it never counts.
+	Mute bool
+	// DegradedFrom is the Value from which on a reading is degraded, in the reading's Unit. It replaces all reasons for which
+	// the reading would be degraded otherwise. 0: those stand; -1: never. Only readings whose State is "ok" or empty are
+	// judged by their Value; the others have said already what is wrong with them.
+	DegradedFrom float64
+	// UnhealthyFrom is the Value from which on such a reading is unhealthy. 0: no value is.
+	UnhealthyFrom float64
+	// States gives readings with a State a status, for example "open". It has the last word.
+	States map[string]Status
+}
+
+func checkHealthRules(f *faults, cfg HealthConfig) {
+	names := maps.Clone(layerReadings)
+	for _, c := range cfg.Checks {
+		if _, ours := names[c.Name]; !ours {
+			names[c.Name] = nil // it may measure what it likes
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(cfg.Rules)) {
+		rule, field := cfg.Rules[key], fmt.Sprintf("Rules[%q]", key)
+		name, measure, one := strings.Cut(key, ":")
+		measures, ok := names[name]
+		if !ok || one && measures != nil && !slices.Contains(measures, measure) {
+			f.add(field, "for a component or a reading that exists", strconv.Quote(key))
+		}
+		if v := rule.DegradedFrom; math.IsNaN(v) || math.IsInf(v, 0) || v < 0 && v != -1 {
+			f.add(field+".DegradedFrom", "positive, 0 for the default or -1 for never", v)
+		}
+		if v := rule.UnhealthyFrom; math.IsNaN(v) || math.IsInf(v, 0) || v < 0 || v > 0 && v < rule.DegradedFrom {
+			f.add(field+".UnhealthyFrom", "0 for never, or positive and not below DegradedFrom", v)
+		}
+		for _, state := range slices.Sorted(maps.Keys(rule.States)) {
+			if s := rule.States[state]; s > Unhealthy {
+				f.add(fmt.Sprintf("%s.States[%q]", field, state), "one of the statuses", s)
+			}
+		}
+	}
+}
+
+func cloneRules(rules map[string]HealthRule) map[string]HealthRule {
+	rules = maps.Clone(rules)
+	for key, rule := range rules {
+		rule.States = maps.Clone(rule.States)
+		rules[key] = rule
+	}
+	return rules
+}
+
+// judge lets the rules have the last word on each reading.
+func (h *Health) judge(checks []CheckResult) {
+	if len(h.rules) == 0 {
+		return
+	}
+	for i, c := range checks {
+		rule, ok := h.rules[c.Name+":"+c.Measure]
+		if !ok {
+			rule, ok = h.rules[c.Name]
+		}
+		if ok {
+			checks[i] = rule.judge(c)
+		}
+	}
+}
+
+func (r HealthRule) judge(c CheckResult) CheckResult {
+	was := min(c.Status, Unhealthy)
+	now, why := was, c.Message
+	if was != Unknown && c.Unit != "" && (c.State == "" || c.State == "ok") {
+		now, why = r.byValue(was, c)
+	}
+	if s, ok := r.States[c.State]; ok && s != now {
+		now, why = s, "by a rule for this state"
+	}
+	switch {
+	case r.Mute:
+		c.Status, c.Message = Unknown, "muted by a rule"
+		if was > Healthy {
+			c.Message += ", otherwise " + was.String()
+		}
+	case was == Unknown && now == Healthy: // nobody has seen that
+	default:
+		c.Status, c.Message = now, why
+	}
+	return c
+}
+
+func (r HealthRule) byValue(was Status, c CheckResult) (Status, string) {
+	number := strconv.FormatFloat
+	switch {
+	case r.UnhealthyFrom > 0 && c.Value >= r.UnhealthyFrom:
+		return Unhealthy, fmt.Sprintf("by a rule: %s %s or more", number(r.UnhealthyFrom, 'f', -1, 64), c.Unit)
+	case r.DegradedFrom == 0 || was == Unhealthy:
+		return was, c.Message
+	case r.DegradedFrom > 0 && c.Value >= r.DegradedFrom:
+		return Degraded, fmt.Sprintf("by a rule: %s %s or more", number(r.DegradedFrom, 'f', -1, 64), c.Unit)
+	case was == Degraded:
+		return Healthy, "healthy by a rule"
+	}
+	return was, c.Message
+}
 
 // circuitStatus judges a circuit by its state. An open one is degraded, not unhealthy: the process does what it should.
 func circuitStatus(state string, forced, metricsOnly bool) (Status, string) {
@@ -60,14 +195,18 @@ func letterStatus(letters, warn, parked, room int) (Status, string) {
 	return Healthy, ""
 }
 
-// queueStatus judges the queue of one tier. room 0 or less: it has no bound. shedding: calls were turned away lately, see
-// healthGrowth.
-func queueStatus(waiting, room int, shedding bool) (Status, string) {
-	switch {
-	case shedding:
-		return Degraded, "calls were turned away lately"
-	case overFourFifths(waiting, room):
+// queueStatus judges the queue of one tier. room 0 or less: it has no bound.
+func queueStatus(waiting, room int) (Status, string) {
+	if overFourFifths(waiting, room) {
 		return Degraded, fmt.Sprintf("nearly full: %d of %d wait", waiting, room)
+	}
+	return Healthy, ""
+}
+
+// shedStatus judges calls that were lost for lack of a slot in the last seconds.
+func shedStatus(lately int) (Status, string) {
+	if lately > 0 {
+		return Degraded, "calls were turned away lately"
 	}
 	return Healthy, ""
 }
@@ -87,39 +226,30 @@ func abandonedStatus(abandoned, slots int) (Status, string) {
 // longInDoubt is when a key in doubt should long have been settled by looking it up.
 const longInDoubt = 15 * time.Minute
 
-// keyStatus judges the idempotency keys. Without a store no call can be claimed; a disputed key needs a person.
-func keyStatus(inDoubt, disputed int, oldest time.Duration, storeDown bool) (Status, string) {
-	switch {
-	case storeDown:
-		return Unhealthy, "the key store does not answer: no new call is let through"
-	case disputed > 0:
-		return Degraded, fmt.Sprintf("%d disputed: two results for one key, a person has to look", disputed)
-	case inDoubt > 0 && oldest > longInDoubt:
-		return Degraded, fmt.Sprintf("%d in doubt, the oldest for %s", inDoubt, oldest.Round(time.Minute))
-	case inDoubt > 0:
-		return Healthy, fmt.Sprintf("%d in doubt, being looked up", inDoubt)
+// doubtAgeStatus judges the age of the oldest key in doubt; 0: there is none.
+func doubtAgeStatus(oldest time.Duration) (Status, string) {
+	if oldest > longInDoubt {
+		return Degraded, fmt.Sprintf("a key has been in doubt for %s", oldest.Round(time.Minute))
 	}
 	return Healthy, ""
 }
 
+// disputedStatus judges keys with two results: each one needs a person.
+func disputedStatus(keys int) (Status, string) {
+	if keys > 0 {
+		return Degraded, fmt.Sprintf("%d disputed: two results for one key, a person has to look", keys)
+	}
+	return Healthy, ""
+}
+
+// storeReading judges the key store: without it no call can be claimed.
+func storeReading(down bool) CheckResult {
+	c := CheckResult{Measure: "store", Status: Healthy, State: "ok", Time: time.Now()}
+	if down {
+		c.Status, c.State, c.Message = Unhealthy, "down", "the key store does not answer: no new call is let through"
+	}
+	return c
+}
+
 func atFourFifths(n, room int) bool   { return room > 0 && n >= room-room/5 }
 func overFourFifths(n, room int) bool { return room > 0 && n > room-room/5 }
-
-// healthGrowth tells from a counter that only grows whether it grew lately, as far as the reads can tell: growth found by a
-// read counts for the minute that follows. Judging a counter itself would call a process degraded for good after one
-// bad second. The zero value is ready, and safe for concurrent use.
-type healthGrowth struct {
-	mu    sync.Mutex
-	total uint64
-	at    time.Time
-}
-
-func (g *healthGrowth) lately(total uint64) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	now := time.Now()
-	if total > g.total {
-		g.total, g.at = total, now
-	}
-	return !g.at.IsZero() && now.Sub(g.at) < time.Minute
-}

@@ -72,7 +72,7 @@ func TestH02_OpenCircuitIsDegraded(t *testing.T) {
 	require.Equal(t, Degraded, h.Check(t.Context()).Status)
 
 	// The same when the probe goes through the open circuit: our refusal says nothing about the other side.
-	h.probe.ask = codes(&Error{Layer: "breaker", Err: ErrOpen, RetryAfter: time.Second, verdict: refused})
+	h.probe.ask = askProbe(codes(&Error{Layer: "breaker", Err: ErrOpen, RetryAfter: time.Second, verdict: refused}))
 	h.probe.run = nil
 	r := h.Check(t.Context())
 	require.Equal(t, Degraded, r.Status)
@@ -198,16 +198,18 @@ func TestH10_MakingOneComponentWorseNeverImproves(t *testing.T) {
 func TestH13_QueuesShedsAndAbandonedWork(t *testing.T) {
 	for _, c := range []struct {
 		waiting, room int
-		shedding      bool
 		want          Status
 	}{
-		{0, 100, false, Healthy}, {80, 100, false, Healthy}, {81, 100, false, Degraded},
-		{0, 100, true, Degraded}, {5000, -1, false, Healthy}, {0, 0, false, Healthy}, {1, 1, false, Healthy},
+		{0, 100, Healthy}, {80, 100, Healthy}, {81, 100, Degraded}, {5000, -1, Healthy}, {0, 0, Healthy}, {1, 1, Healthy},
 	} {
-		status, why := queueStatus(c.waiting, c.room, c.shedding)
+		status, why := queueStatus(c.waiting, c.room)
 		require.Equal(t, c.want, status, c)
 		require.Equal(t, c.want == Degraded, why != "", c)
 	}
+	status, _ := shedStatus(0)
+	require.Equal(t, Healthy, status)
+	status, _ = shedStatus(1)
+	require.Equal(t, Degraded, status)
 	status, why := abandonedStatus(2, 17)
 	require.Equal(t, Healthy, status)
 	require.Contains(t, why, "2")
@@ -218,32 +220,18 @@ func TestH13_QueuesShedsAndAbandonedWork(t *testing.T) {
 	require.Empty(t, why)
 }
 
-func TestH13_GrowthIsForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g healthGrowth
-		require.False(t, g.lately(0))
-		require.True(t, g.lately(3))
-		time.Sleep(time.Minute - 1)
-		require.True(t, g.lately(3))
-		time.Sleep(1)
-		require.False(t, g.lately(3))
-		require.True(t, g.lately(4))
-	})
-}
-
 func TestHealthKeys(t *testing.T) {
-	for _, c := range []struct {
-		inDoubt, disputed int
-		oldest            time.Duration
-		down              bool
-		want              Status
-	}{
-		{0, 0, 0, false, Healthy}, {3, 0, longInDoubt, false, Healthy}, {3, 0, longInDoubt + 1, false, Degraded},
-		{0, 0, time.Hour, false, Healthy}, {0, 1, 0, false, Degraded}, {0, 0, 0, true, Unhealthy}, {0, 1, 0, true, Unhealthy},
-	} {
-		status, _ := keyStatus(c.inDoubt, c.disputed, c.oldest, c.down)
-		require.Equal(t, c.want, status, c)
+	for age, want := range map[time.Duration]Status{0: Healthy, longInDoubt: Healthy, longInDoubt + 1: Degraded} {
+		status, _ := doubtAgeStatus(age)
+		require.Equal(t, want, status)
 	}
+	for keys, want := range map[int]Status{0: Healthy, 1: Degraded} {
+		status, _ := disputedStatus(keys)
+		require.Equal(t, want, status)
+	}
+	require.Equal(t, Healthy, storeReading(false).Status)
+	require.Equal(t, Unhealthy, storeReading(true).Status)
+	require.Equal(t, "down", storeReading(true).State)
 }
 
 func TestH14_TheObviousExpressionWorks(t *testing.T) {

@@ -212,9 +212,6 @@ func appendPart[T string | []byte](b []byte, part T) []byte {
 	return append(b, part...)
 }
 
-// keyHash is what events show of a key: enough to tell keys apart, and found again by whoever knows the key.
-func keyHash(id string) string { return id[:min(10, len(id))] }
-
 // fingerprint tells one request from another: operation, host, path with query, and body, but no credentials.
 func fingerprint(t *trip, req *http.Request) string {
 	b := make([]byte, 0, 1024)
@@ -307,18 +304,25 @@ func (i *Idempotency) await(f *flight, t *trip, ctx context.Context, leader bool
 	}
 }
 
-// leave gives up waiting. Past the intent the outcome is in doubt for this caller, though the flight goes on.
+// leave gives up waiting. Past the intent the outcome is in doubt for this caller, though the flight goes on; and a letter
+// that owns the write by now will see to it.
 func (i *Idempotency) leave(f *flight, t *trip, why *Error, byTime bool) error {
-	sent, last := f.leave(why, byTime)
-	switch {
-	case sent:
-		e := t.fail("idempotency", errors.Join(ErrInDoubt, why.Err))
-		e.Key, e.Limit = f.key, why.Limit
-		return e
-	case !last: // somebody else may still have it sent
-		why.verdict = undecided
+	p := f.leave(why, byTime)
+	if !p.sent && p.letter == "" {
+		if !p.last { // somebody else may still have it sent
+			why.verdict = undecided
+		}
+		return why
 	}
-	return why
+	e := t.fail("idempotency", why.Err)
+	e.Key, e.Limit, e.LetterID = f.key, why.Limit, p.letter
+	if p.letter != "" {
+		e.Err = errors.Join(ErrParked, e.Err)
+	}
+	if p.sent {
+		e.Err = errors.Join(ErrInDoubt, e.Err)
+	}
+	return e
 }
 
 // fly is the flight itself, from the claim to the record of its outcome. It must be the whole body of a goroutine.

@@ -38,6 +38,7 @@ type letterSlot struct {
 	token  uint64 // of the lease; 0: none
 	road   leg    // by which it came; nil: the first
 	waits  int    // refusals and look-ups in a row, for the backoff between them
+	flying bool   // whoever holds the lease may be sending
 
 	atWaiting, atReady, atExpiring, atActive, atLoose, atResource int
 }
@@ -230,7 +231,7 @@ func (b *letterBox) nextExpiry() time.Time {
 // lease marks the letter as taken. Whoever wants to change it afterwards shows the token.
 func (b *letterBox) lease(s *letterSlot) uint64 {
 	b.token++
-	s.token = b.token
+	s.token, s.flying = b.token, false
 	b.change(s, func(*Letter) {})
 	return s.token
 }
@@ -239,7 +240,7 @@ func (b *letterBox) lease(s *letterSlot) uint64 {
 func (b *letterBox) snapshot() []letterView {
 	all := make([]letterView, 0, len(b.byID))
 	for _, s := range b.byID {
-		all = append(all, letterView{s.letter, s.seq})
+		all = append(all, letterView{s.letter, s.seq, s.token != 0 && s.flying})
 	}
 	return all
 }
@@ -248,6 +249,7 @@ func (b *letterBox) snapshot() []letterView {
 type letterView struct {
 	letter *Letter
 	seq    uint64
+	flying bool
 }
 
 func sortLetters(all []letterView) {

@@ -33,7 +33,7 @@ type letterTrailer struct {
 }
 
 // Export writes all letters to w, the oldest first, as JSON lines that Import reads. A letter being redriven is written as
-// waiting. DLQConfig.Redact is applied. Letters hold no credentials but may hold personal data: protect the file. The
+// waiting, or as in doubt where it may be on its way and must happen once. DLQConfig.Redact is applied. Letters hold no credentials but may hold personal data: protect the file. The
 // queue is not changed and works on meanwhile; what happens after the beginning is not in the export.
 func (d *DLQ) Export(w io.Writer) error {
 	all := d.view()
@@ -45,6 +45,7 @@ func (d *DLQ) Export(w io.Writer) error {
 			return err
 		}
 		l := v.letter.clone()
+		l.InDoubt = l.InDoubt || v.flying && l.effect() == EffectOnce // whoever reads this cannot know how it ended
 		if err = d.redact(&l); err == nil {
 			err = writeLine(out, sum, lineOf(&l))
 		}

@@ -70,3 +70,55 @@ func TestStack_ARestartWithoutItsStoreRefusesTheCallThatWasInDoubt(t *testing.T)
 		closeStack(t, second)
 	})
 }
+
+// A letter that is on its way while the letters are exported may arrive: whoever imports it must not send it again.
+func TestStack_ALetterOnItsWayIsExportedAsInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }}
+		s := newStack(t, Config{})
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		p.before, p.answer = nil, func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(5 * time.Second)
+		var saved bytes.Buffer
+		require.NoError(t, s.DLQ.Export(&saved))
+		second := newStack(t, Config{})
+		require.NoError(t, second.DLQ.Import(&saved))
+		require.Equal(t, 1, second.DLQ.Stats().InDoubt)
+		time.Sleep(time.Minute)
+		cancel()
+		require.NoError(t, <-done)
+		require.Equal(t, 1, p.rang())
+		closeStack(t, s)
+		closeStack(t, second)
+	})
+}
+
+// A store that forgot proves nothing: what was in doubt before the restart is never sent after it.
+func TestStack_ARestartWithoutItsStoreSendsNothingThatWasInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &phone{answer: lostAnswer}
+		first := newStack(t, Config{})
+		_, err := dial(t.Context(), t, first.Wrap(p), "doubt", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		require.NoError(t, first.Close(context.Background()))
+		var saved bytes.Buffer
+		require.NoError(t, first.DLQ.Export(&saved))
+
+		p.answer = nil
+		second := newStack(t, Config{})
+		second.Wrap(p)
+		require.NoError(t, second.DLQ.Import(&saved))
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Hour)
+		defer cancel()
+		require.NoError(t, second.Run(ctx))
+		require.Equal(t, 1, p.rang())
+		closeStack(t, second)
+	})
+}

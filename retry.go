@@ -169,7 +169,9 @@ func (r *Retry) judge(t *trip, resp *http.Response, err error) judgment {
 		}
 		return v
 	}
-	v.after = r.retryAfter(resp.Header, time.Now())
+	if resp.StatusCode >= 400 {
+		v.after = r.retryAfter(resp.Header, time.Now())
+	}
 	v.throttled = resp.StatusCode == http.StatusTooManyRequests
 	v.again = whole && retryable(t.call.Effect, resp)
 	return v
@@ -213,8 +215,10 @@ func (r *Retry) retryAfter(h http.Header, now time.Time) time.Duration {
 
 // parseRetryAfter understands retry-after-ms, and Retry-After as seconds (a fraction too) or as a date; -1: none.
 func parseRetryAfter(h http.Header, now time.Time) time.Duration {
-	if d, ok := number(h.Get("Retry-After-Ms"), time.Millisecond); ok {
-		return d
+	if ms := h.Get("Retry-After-Ms"); ms != "" {
+		if d, ok := number(ms, time.Millisecond); ok {
+			return d
+		}
 	}
 	value := h.Get("Retry-After")
 	if value == "" {

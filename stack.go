@@ -205,9 +205,9 @@ type timed struct {
 }
 
 func (l timed) travel(t *trip, req *http.Request) (*http.Response, error) {
-	start := time.Now()
+	t.started = time.Now()
 	resp, err := l.leg.travel(t, req)
-	l.stack.latency.observe(t.call.Class, time.Since(start))
+	l.stack.latency.observe(t.call.Class, time.Since(t.started))
 	return resp, err
 }
 

@@ -27,12 +27,20 @@ func (s *Stack) wireHealth(cfg Config) {
 		h.watch("bulkhead", s.checkSlots)
 	}
 	if s.Breaker != nil {
-		h.watch("circuit", func(context.Context) []CheckResult { return s.checkCircuit(cfg.Breaker.MetricsOnly) })
+		h.watch("circuit", func(context.Context) []CheckResult { return s.checkCircuit(cfg.Breaker) })
+	}
+	if len(h.watchers) > 0 { // alone it says nothing about health
+		h.watch("latency", s.checkLatency)
 	}
 }
 
 func reading(measure string, value float64, unit string) CheckResult {
 	return CheckResult{Measure: measure, Status: Healthy, State: "ok", Value: value, Unit: unit, Time: time.Now()}
+}
+
+func (c CheckResult) judged(status Status, why string) CheckResult {
+	c.Status, c.Message = status, why
+	return c
 }
 
 func (s *Stack) checkFallback(context.Context) []CheckResult {
@@ -53,9 +61,17 @@ func (s *Stack) checkRetries(context.Context) []CheckResult {
 func (s *Stack) checkKeys(context.Context) []CheckResult {
 	i := s.Idempotency
 	inDoubt, disputed, oldest, storeDown := i.doubts.summary(i.store.Now())
-	in := reading("in doubt", float64(inDoubt), "keys")
-	in.Status, in.Message = keyStatus(inDoubt, disputed, oldest, storeDown)
-	return []CheckResult{in, reading("disputed", float64(disputed), "keys"), reading("flights", float64(i.Stats().Flights), "calls")}
+	doubts := reading("in doubt", float64(inDoubt), "keys")
+	if inDoubt > 0 {
+		doubts.Message = "being looked up"
+	}
+	return []CheckResult{
+		doubts,
+		reading("oldest", max(0, oldest).Seconds(), "s").judged(doubtAgeStatus(oldest)),
+		reading("disputed", float64(disputed), "keys").judged(disputedStatus(disputed)),
+		storeReading(storeDown),
+		reading("flights", float64(i.Stats().Flights), "calls"),
+	}
 }
 
 func (s *Stack) checkLetters(context.Context) []CheckResult {
@@ -81,22 +97,44 @@ func (s *Stack) checkSlots(context.Context) []CheckResult {
 		slots.Instance, slots.Limit = tier.name, float64(tier.Guaranteed)
 		queue := reading("queue", float64(tier.Waiting), "calls")
 		queue.Instance, queue.Limit = tier.name, float64(st.Queue)
-		queue.Status, queue.Message = queueStatus(tier.Waiting, st.Queue, st.RecentSheds > 0)
-		out = append(out, slots, queue)
+		out = append(out, slots, queue.judged(queueStatus(tier.Waiting, st.Queue)))
 	}
-	abandoned := reading("abandoned", float64(st.Abandoned), "calls")
-	abandoned.Status, abandoned.Message = abandonedStatus(st.Abandoned, st.Total)
-	return append(out, abandoned)
+	abandoned := reading("abandoned", float64(st.Abandoned), "calls").judged(abandonedStatus(st.Abandoned, st.Total))
+	abandoned.Limit = float64(st.Total)
+	return append(out, reading("shed", float64(st.RecentSheds), "calls").judged(shedStatus(st.RecentSheds)), abandoned)
 }
 
-func (s *Stack) checkCircuit(metricsOnly bool) []CheckResult {
+func (s *Stack) checkCircuit(cfg BreakerConfig) []CheckResult {
 	st := s.Breaker.Stats()
 	state := CheckResult{Measure: "state", State: st.State.String(), RetryAfter: st.RetryAfter, Time: time.Now()}
-	state.Status, state.Message = circuitStatus(st.State.String(), st.Forced, metricsOnly)
+	state.Status, state.Message = circuitStatus(st.State.String(), st.Forced, cfg.MetricsOnly)
 	if st.OpenCircuits > 0 && state.Status < Degraded {
 		state.Status, state.Message = Degraded, "the circuit of an operation is not closed"
 	}
 	rate := reading("failure rate", max(0, 100*st.FailureRate), "%")
-	rate.State = st.State.String()
+	rate.Limit = 100 * or(cfg.FailureRate, 0.5)
 	return []CheckResult{state, rate}
+}
+
+// checkLatency reports what callers waited since the process began.
+func (s *Stack) checkLatency(context.Context) []CheckResult {
+	all := s.latency.snapshot()
+	var out []CheckResult
+	for c := range Class(len(s.latency)) {
+		l, ok := all[c.String()]
+		if !ok {
+			continue
+		}
+		ms := func(measure string, d time.Duration) CheckResult {
+			return reading(measure, float64(d)/float64(time.Millisecond), "ms")
+		}
+		for _, r := range []CheckResult{ms("p50", l.P50), ms("p90", l.P90), ms("p99", l.P99), reading("calls", float64(l.Count), "calls")} {
+			r.Instance = c.String()
+			out = append(out, r)
+		}
+	}
+	if len(out) == 0 {
+		return []CheckResult{reading("calls", 0, "calls").judged(Unknown, "no call has ended yet")}
+	}
+	return out
 }

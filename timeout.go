@@ -174,7 +174,11 @@ func (l *Timeout) budget(t *trip, req *http.Request, next leg) (*http.Response, 
 		ctx = &callContext{caller: req.Context(), trip: t}
 		req = req.WithContext(ctx)
 	}
-	ctx.limit(total)
+	now := t.started
+	if now.IsZero() {
+		now = time.Now()
+	}
+	ctx.limit(now, total)
 	resp, err := next.travel(t, req)
 	ctx.unlimit()
 	return resp, err
@@ -215,7 +219,9 @@ func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response,
 		return nil, t.gone(caller, "timeout")
 	}
 	w := &work{layer: l, trip: t, req: req, next: next, parent: caller, wake: make(chan struct{}, 3)}
-	w.start(caller)
+	if !w.start(caller) {
+		return nil, t.gone(caller, "timeout")
+	}
 	if !w.wait() {
 		if linger := w.abandon(caller); linger != nil {
 			return nil, linger
@@ -266,14 +272,18 @@ type work struct {
 	linger  *lingering // set when the caller has been answered without a result
 }
 
-// start sets the clock to the first of the attempt's limit and the budget, and lets the work begin.
-func (w *work) start(caller context.Context) {
+// start sets the clock to the first of the attempt's limit and the budget, and lets the work begin, unless the budget is
+// used up.
+func (w *work) start(caller context.Context) bool {
 	limit, name := w.layer.LimitOf(w.trip.call)
 	now := time.Now()
 	if limit >= 0 {
 		w.limit, w.name = now.Add(limit), name
 	}
 	if c, ours := caller.(*callContext); ours {
+		if c.spent(now) {
+			return false
+		}
 		w.parent = c.withoutBudget()
 		if budget := c.budget(); !budget.IsZero() && (w.limit.IsZero() || budget.Before(w.limit)) {
 			w.limit, w.name = budget, "budget"
@@ -283,6 +293,7 @@ func (w *work) start(caller context.Context) {
 		w.clock = time.AfterFunc(w.limit.Sub(now), w.expire)
 	}
 	go w.run()
+	return true
 }
 
 // run is capture without what that allocates.

@@ -37,6 +37,8 @@ type trip struct {
 
 	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
 
+	started time.Time // when the stack let the call in; zero for layers used alone
+
 	ctx  callContext
 	view callerView
 
@@ -54,6 +56,22 @@ func (t *trip) copy() *trip {
 
 // deserted reports whether everybody who waited for the call has left; its flight goes on for the record alone.
 func (t *trip) deserted() bool { return t.flight != nil && t.flight.deserted() }
+
+// handOver is what a queue does before it takes the write of a call: see [flight]. ok is false when nobody is left to be
+// told. done must be called with the id of the letter, or "" when none was made.
+func (t *trip) handOver(ctx context.Context) (inner context.Context, done func(letter string), ok bool) {
+	if t.flight == nil {
+		return ctx, func(string) {}, true
+	}
+	return t.flight.handOver(ctx)
+}
+
+// owned notes which letter owns the write of the call; "": none.
+func (t *trip) owned(letter string) {
+	if t.flight != nil {
+		t.flight.owned(letter)
+	}
+}
 
 // marked is a request as the reconciler marked it. Letters and fingerprints keep to the original.
 type marked struct {

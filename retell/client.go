@@ -155,6 +155,7 @@ func (c *Client) complete(cfg resilience.Config, base http.RoundTripper) resilie
 	if cfg.Health.Probe == nil {
 		cfg.Health.Probe = c.prober(base)
 	}
+	cfg.Health = c.withConcurrency(cfg.Health, base)
 	return cfg
 }
 

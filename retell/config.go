@@ -14,7 +14,12 @@ import "github.com/retell-resilience/resilience"
 //     "rk_key", create-phone-call gets Retell's own idempotency_key. A phone call whose metadata is not a JSON object is
 //     refused. To look lost calls up it needs a client: see [Client.Reconciler].
 //
-// [New] adds what needs the API key: that look-up, DLQ.Authorize, and Health.Probe, which asks get-api-key-info.
+// [New] adds what needs the API key: that look-up, DLQ.Authorize, Health.Probe, which asks get-api-key-info, and to
+// Health.Checks "concurrency", which asks get-concurrency once per Health.ProbeEvery, past all layers, while health is read
+// or the stack's Run is running. Its readings are "headroom" (how many more outbound calls fit: degraded when none does, or
+// less than a twentieth of what may be used), "current", "limit" (the burst limit where burst is on) and "used" in percent;
+// they are unknown where Retell does not say. A check of your own with that name takes its place, one without Run
+// leaves it out.
 func Config() resilience.Config {
 	return resilience.Config{
 		Describe:    Describe,

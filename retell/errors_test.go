@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -49,6 +50,10 @@ func TestErrorsTellWhatRetellSaidAndPrintNoneOfIt(t *testing.T) {
 }
 
 func TestAnEffectOnceStatusThatProvesNothingIsInDoubt(t *testing.T) {
+	synctest.Test(t, statusesAndDoubt) // where a budget of a millisecond is not used up by a busy machine
+}
+
+func statusesAndDoubt(t *testing.T) {
 	for status, want := range map[int]bool{307: true, 408: true, 409: true, 425: true, 499: true, 500: true, 503: true, 400: false, 402: false, 429: false} {
 		for name, c := range map[string]*Client{"with layers": newClient(t, answering(status, `{}`, nil)), "without": bare(t, answering(status, `{}`, nil))} {
 			_, err := c.Calls.CreatePhoneCall(t.Context(), somebody, Budget(time.Millisecond))

@@ -3,6 +3,7 @@
 package answers
 
 import (
+	"bytes"
 	"net/http"
 	"slices"
 	"strconv"
@@ -42,14 +43,51 @@ func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
 	a.resp.Body, a.resp.Request, a.resp.TLS = nil, nil, nil
 	a.resp.Header, a.resp.Trailer = nil, resp.Trailer.Clone()
 	a.header = make([]header, 0, len(resp.Header))
-	for name, values := range resp.Header.Clone() {
-		a.header = append(a.header, header{name: name, values: values})
-		a.values += len(values)
+	all := make([]string, 0, len(resp.Header)) // most have one value
+	for name, values := range resp.Header {
+		start := len(all)
+		all = append(all, values...)
+		a.header = append(a.header, header{name: name, values: all[start:]})
 		for _, v := range values {
 			a.size += int64(len(name) + len(v))
 		}
 	}
+	a.values = len(all)
 	return a, true
+}
+
+// Take is [Take] for the answer to this read. Where nothing has changed it is the one that is kept already, which saves a
+// copy.
+func (r Read) Take(resp *http.Response, known []string) (a *Answer, ok bool) {
+	if r.last != nil && r.last.is(resp) {
+		return r.last, true
+	}
+	return Take(resp, known)
+}
+
+// is reports whether a response says what the answer says, to the last header.
+func (a *Answer) is(resp *http.Response) bool {
+	data, ok := body.BytesOf(resp)
+	if !ok || len(resp.Header) != len(a.header) || !bytes.Equal(data, a.body) || !a.looksLike(resp) {
+		return false
+	}
+	for i := range a.header {
+		h := &a.header[i]
+		values, ok := resp.Header[h.name]
+		if !ok || !slices.Equal(values, h.values) {
+			return false
+		}
+	}
+	return true
+}
+
+// looksLike compares what is neither header nor body. Trailers, which are rare, are not compared: they are different.
+func (a *Answer) looksLike(resp *http.Response) bool {
+	b := &a.resp
+	return b.StatusCode == resp.StatusCode && b.Status == resp.Status && b.ContentLength == resp.ContentLength &&
+		b.Proto == resp.Proto && b.ProtoMajor == resp.ProtoMajor && b.ProtoMinor == resp.ProtoMinor &&
+		b.Close == resp.Close && b.Uncompressed == resp.Uncompressed &&
+		slices.Equal(b.TransferEncoding, resp.TransferEncoding) && b.Trailer == nil && resp.Trailer == nil
 }
 
 // Says reports whether Cache-Control has a directive.
@@ -79,7 +117,11 @@ func varies(h http.Header, known []string) bool {
 
 // ageOf is how old an answer was when it came, if a cache on the way said so.
 func ageOf(h http.Header) time.Duration {
-	seconds, err := strconv.ParseUint(h.Get("Age"), 10, 31)
+	lines := h["Age"]
+	if len(lines) == 0 {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(lines[0], 10, 31)
 	if err != nil {
 		return 0
 	}

@@ -40,12 +40,13 @@ type Call[ID comparable, L any] struct {
 	Answer *Answer
 	Err    error
 
-	done chan struct{} // nil: nobody waits
+	done     chan struct{} // nil: nobody waits
+	replaced bool          // by a call that a write did not overtake
 }
 
 // Join returns the call under id that is on its way, for a follower; or, if there is none, one to lead. A call that a
 // write has overtaken is not joined: who asks after the write must see it. A leader must call Leave and then End.
-func (c *Calls[ID, L]) Join(id ID, resource string, leader L) (call *Call[ID, L], leads bool) {
+func (c *Calls[ID, L]) Join(id ID, k Key, resource string, leader L) (call *Call[ID, L], leads bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if call = c.under[id]; call != nil && c.store.Current(call.Read) {
@@ -54,11 +55,14 @@ func (c *Calls[ID, L]) Join(id ID, resource string, leader L) (call *Call[ID, L]
 		}
 		return call, false
 	}
+	if call != nil {
+		call.replaced = true
+	}
 	call, _ = c.unseen.Get().(*Call[ID, L])
 	if call == nil {
 		call = new(Call[ID, L])
 	}
-	*call = Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(resource)}
+	*call = Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(k, resource)}
 	c.under[id] = call
 	return call, true
 }
@@ -67,7 +71,7 @@ func (c *Calls[ID, L]) Join(id ID, resource string, leader L) (call *Call[ID, L]
 func (c *Calls[ID, L]) Leave(call *Call[ID, L]) (awaited bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.under[call.ID] == call {
+	if !call.replaced {
 		delete(c.under, call.ID)
 	}
 	return call.done != nil

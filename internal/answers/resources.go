@@ -10,6 +10,7 @@ import (
 type node struct {
 	parent   *node
 	name     string
+	resource string // its name, from the root
 	children map[string]*node
 	entries  list.List // of the *entry about exactly this resource
 	reads    int       // under way for exactly this resource
@@ -20,7 +21,8 @@ type node struct {
 
 // at returns the node of a resource, making it if it is not there.
 func (n *node) at(resource string) *node {
-	for rest := strings.Trim(resource, "/"); rest != ""; {
+	resource = strings.Trim(resource, "/")
+	for rest := resource; rest != ""; {
 		var name string
 		name, rest, _ = strings.Cut(rest, "/")
 		child := n.children[name]
@@ -28,7 +30,8 @@ func (n *node) at(resource string) *node {
 			if n.children == nil {
 				n.children = make(map[string]*node)
 			}
-			child = &node{parent: n, name: name}
+			path := strings.TrimSuffix(resource[:len(resource)-len(rest)], "/")
+			child = &node{parent: n, name: name, resource: path}
 			n.children[name] = child
 		}
 		n = child

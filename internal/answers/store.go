@@ -55,16 +55,26 @@ func New(maxBytes int64, maxAge time.Duration) *Store {
 type Read struct {
 	node  *node
 	since uint64
+	last  *Answer // what was kept as it began; nil: nothing
 }
 
 // Begin says that a read of a resource (empty: of none in particular) is about to start. End must follow.
-func (s *Store) Begin(resource string) Read {
+func (s *Store) Begin(k Key, resource string) Read {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.root.at(resource)
-	n.reads++
+	r := Read{since: s.moment}
+	if e := s.entries[k]; e != nil {
+		r.last = e.answer
+		if e.node.resource == resource {
+			r.node = e.node // most often: nothing to look for
+		}
+	}
+	if r.node == nil {
+		r.node = s.root.at(resource)
+	}
+	r.node.reads++
 	s.reads++
-	return Read{node: n, since: s.moment}
+	return r
 }
 
 // End says that a read is over, however it ended.
@@ -97,18 +107,27 @@ func (s *Store) Put(r Read, k Key, a *Answer, now time.Time) (kept bool) {
 	if s.maxBytes >= 0 && size > s.maxBytes {
 		return false
 	}
-	if old := s.entries[k]; old != nil {
-		s.remove(old)
+	e := s.entries[k]
+	if e != nil && (e.node != r.node) {
+		s.remove(e)
+		e = nil
 	}
-	for s.maxBytes >= 0 && s.stats.Bytes+size > s.maxBytes {
+	if e == nil {
+		e = &entry{key: k, node: r.node}
+		e.inRecent, e.inOrder, e.inNode = s.recent.PushBack(e), s.order.PushBack(e), e.node.entries.PushBack(e)
+		s.entries[k] = e
+		s.stats.Entries++
+	} else { // its place is new, and what is known of failures is old
+		s.recent.MoveToBack(e.inRecent)
+		s.order.MoveToBack(e.inOrder)
+		e.refresh = refresh{underWay: e.refresh.underWay}
+	}
+	s.stats.Bytes += size - e.size
+	e.answer, e.at, e.size = a, now.Add(-a.age), size
+	for s.maxBytes >= 0 && s.stats.Bytes > s.maxBytes { // which ends before this one, the last in line
 		s.remove(s.recent.Front().Value.(*entry)) //nolint:forcetypeassert // it holds nothing else
 		s.stats.Evicted++
 	}
-	e := &entry{key: k, answer: a, at: now.Add(-a.age), size: size, node: r.node}
-	e.inRecent, e.inOrder, e.inNode = s.recent.PushBack(e), s.order.PushBack(e), e.node.entries.PushBack(e)
-	s.entries[k] = e
-	s.stats.Entries++
-	s.stats.Bytes += size
 	s.stats.Stored++
 	return true
 }

@@ -1,9 +1,11 @@
 package answers
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -14,9 +16,13 @@ import (
 	"github.com/retell-resilience/resilience/internal/body"
 )
 
+func response(size int) *http.Response {
+	return &http.Response{StatusCode: http.StatusOK, Body: body.NewHeld(make([]byte, size))}
+}
+
 func answerOf(t *testing.T, size int) *Answer {
 	t.Helper()
-	a, ok := Take(&http.Response{StatusCode: http.StatusOK, Body: body.NewHeld(make([]byte, size))}, nil)
+	a, ok := Take(response(size), nil)
 	require.True(t, ok)
 	return a
 }
@@ -83,6 +89,7 @@ func covers(resource, about string) bool {
 
 func TestStoreBehavesLikeTheModel(t *testing.T) {
 	resources := []string{"", "call", "call/a", "call/a/log", "call/b", "call/ab", "agent/a", "agent"}
+	renewed := 0
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
 		const maxBytes, maxAge = 20 << 10, time.Minute
@@ -100,15 +107,21 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 			switch r.IntN(9) {
 			case 0, 1, 2:
 				resource := resources[r.IntN(len(resources))]
-				reads = append(reads, &open{read: s.Begin(resource), key: k, resource: resource})
+				reads = append(reads, &open{read: s.Begin(k, resource), key: k, resource: resource})
 			case 3, 4, 5:
 				if len(reads) == 0 {
 					continue
 				}
 				i := r.IntN(len(reads))
-				o, a := reads[i], answerOf(t, r.IntN(3000))
+				o, size := reads[i], 700*r.IntN(4)
 				if r.IntN(20) == 0 {
-					a = answerOf(t, maxBytes)
+					size = maxBytes
+				}
+				a, ok := o.read.Take(response(size), nil)
+				require.True(t, ok)
+				require.Equal(t, answerOf(t, size), a)
+				if a == o.read.last {
+					renewed++
 				}
 				reads = slices.Delete(reads, i, i+1)
 				m.drop(func(e modelEntry) bool { return now.Sub(e.at) >= maxAge }) // the store has lost them at the next read, at the latest
@@ -155,6 +168,7 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 		s.Invalidate("")
 		requireEmpty(t, s)
 	}
+	require.Greater(t, renewed, 100, "the same answer came again")
 }
 
 // requireEmpty looks for anything that a store may have kept of what is gone.
@@ -174,7 +188,7 @@ func TestResourcesAreForgottenWithWhatIsAboutThem(t *testing.T) {
 	s := New(-1, time.Minute)
 	now := time.Now()
 	for i := range 100 {
-		r := s.Begin(fmt.Sprintf("a/%d/b/%d", i%7, i))
+		r := s.Begin(keyFor(i), fmt.Sprintf("a/%d/b/%d", i%7, i))
 		require.True(t, s.Put(r, keyFor(i), answerOf(t, 1), now))
 		s.End(r)
 	}
@@ -183,6 +197,94 @@ func TestResourcesAreForgottenWithWhatIsAboutThem(t *testing.T) {
 	requireEmpty(t, s)
 	s.Invalidate("a/1/b/1")
 	requireEmpty(t, s)
+}
+
+func TestTheSameAnswerIsNotCopied(t *testing.T) {
+	now := time.Now()
+	full := func() *http.Response {
+		resp := response(10)
+		resp.Header = http.Header{"A": {"1", "2"}, "B": {"3"}}
+		return resp
+	}
+	s := New(-1, time.Minute)
+	first := s.Begin(keyFor(1), "call/abc")
+	a, ok := first.Take(full(), nil)
+	require.True(t, ok)
+	require.True(t, s.Put(first, keyFor(1), a, now))
+	s.End(first)
+	before := s.Stats()
+
+	r := s.Begin(keyFor(1), "call/abc")
+	same, ok := r.Take(full(), nil)
+	require.True(t, ok)
+	require.Same(t, a, same)
+	require.True(t, s.Put(r, keyFor(1), same, now.Add(time.Second)))
+	_, age, ok := s.Get(keyFor(1), now.Add(3*time.Second))
+	require.True(t, ok)
+	require.Equal(t, 2*time.Second, age)
+	require.Equal(t, before.Bytes, s.Stats().Bytes)
+	require.Equal(t, before.Entries, s.Stats().Entries)
+
+	for name, change := range map[string]func(*http.Response){
+		"value":       func(resp *http.Response) { resp.Header["B"][0] = "4" },
+		"more values": func(resp *http.Response) { resp.Header.Add("B", "4") },
+		"order":       func(resp *http.Response) { resp.Header["A"] = []string{"2", "1"} },
+		"name":        func(resp *http.Response) { delete(resp.Header, "B"); resp.Header["C"] = []string{"3"} },
+		"fewer":       func(resp *http.Response) { delete(resp.Header, "B") },
+		"more":        func(resp *http.Response) { resp.Header["C"] = nil },
+		"nil":         func(resp *http.Response) { resp.Header = nil },
+		"body":        func(resp *http.Response) { resp.Body = body.NewHeld([]byte("0123456789")) },
+		"length":      func(resp *http.Response) { resp.Body = body.NewHeld(make([]byte, 11)) },
+		"status":      func(resp *http.Response) { resp.StatusCode = http.StatusAccepted },
+		"text":        func(resp *http.Response) { resp.Status = "200 fine" },
+		"protocol":    func(resp *http.Response) { resp.Proto = "HTTP/2.0" },
+		"major":       func(resp *http.Response) { resp.ProtoMajor = 2 },
+		"minor":       func(resp *http.Response) { resp.ProtoMinor = 1 },
+		"said length": func(resp *http.Response) { resp.ContentLength = 10 },
+		"unpacked":    func(resp *http.Response) { resp.Uncompressed = true },
+		"close":       func(resp *http.Response) { resp.Close = true },
+		"encoding":    func(resp *http.Response) { resp.TransferEncoding = []string{"chunked"} },
+		"trailer":     func(resp *http.Response) { resp.Trailer = http.Header{"T": {"1"}} },
+	} {
+		resp := full()
+		change(resp)
+		other, ok := r.Take(resp, nil)
+		require.True(t, ok, name)
+		require.NotSame(t, a, other, name)
+	}
+	for name, change := range map[string]func(*http.Response){
+		"no-store": func(resp *http.Response) { resp.Header["Cache-Control"] = []string{"no-store"} },
+		"vary":     func(resp *http.Response) { resp.Header["Vary"] = []string{"X"} },
+		"stream":   func(resp *http.Response) { resp.Body = http.NoBody },
+	} {
+		resp := full()
+		change(resp)
+		_, ok := r.Take(resp, nil)
+		require.False(t, ok, name)
+	}
+	s.End(r)
+}
+
+// An answer is about the resource that its read named last.
+func TestAnAnswerFollowsTheResourceOfItsRead(t *testing.T) {
+	s := New(-1, time.Minute)
+	for _, resource := range []string{"call/a", "agent", "/agent/", "", "call", "call//a"} {
+		for range 2 {
+			r := s.Begin(keyFor(1), resource)
+			a, ok := r.Take(response(1), nil)
+			require.True(t, ok)
+			require.True(t, s.Put(r, keyFor(1), a, time.Now()))
+			s.End(r)
+		}
+		require.Equal(t, 1, s.Stats().Entries)
+		if resource != "" {
+			s.Invalidate("other")
+			require.Equal(t, 1, s.Stats().Entries, resource)
+			s.Invalidate(resource)
+			require.Zero(t, s.Stats().Entries, resource)
+			requireEmpty(t, s)
+		}
+	}
 }
 
 func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
@@ -205,6 +307,29 @@ func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 	}
 	require.NotEqual(t, one("ab", "c", ""), one("a", "bc", ""))
 	require.NotEqual(t, one("a", "b", "1"), one("a", "b", "2"))
+	long := strings.Repeat("x", inlineBody+1)
+	sum := sha256.Sum256([]byte(long))
+	bodies := map[Key]bool{}
+	for _, text := range []string{"", "x", "\x00", "\x01", long[1:], long, long + "x", string(sum[:]), "\x01" + string(sum[:])} {
+		bodies[one("a", "b", text)] = true
+	}
+	require.Len(t, bodies, 9)
+	rare := map[Key]bool{}
+	for _, change := range []func(*http.Request){
+		func(*http.Request) {},
+		func(req *http.Request) { req.Host = "other" },
+		func(req *http.Request) { req.Host = "" },
+		func(req *http.Request) { req.URL.Host = "other" },
+		func(req *http.Request) { req.URL.Opaque = "p" },
+		func(req *http.Request) { req.URL.RawPath = "/%70" },
+		func(req *http.Request) { req.URL.User = url.User("") },
+		func(req *http.Request) { req.URL.User, req.Host = url.User("other"), "" },
+	} {
+		req := request("http://h/p")
+		change(req)
+		rare[KeyOf("op", "GET", req, nil, nil)] = true
+	}
+	require.Len(t, rare, 8)
 	require.Equal(t, KeyOf("", "", request("http://h/p?b=1&a=1&c=3"), nil, nil), KeyOf("", "", request("http://h/p?c=3&a=1&b=1"), nil, nil))
 
 	many := make([]string, 100)
@@ -230,7 +355,29 @@ func TestHeadersOfTheKeyCannotRunIntoEachOther(t *testing.T) {
 		keys[key(h)] = true
 	}
 	require.Len(t, keys, 10)
+	require.Equal(t, key(http.Header{}), key(nil))
+	require.Equal(t, key(http.Header{}), key(http.Header{"A": nil}))
 	require.Equal(t, key(http.Header{"A": {"x"}}), key(http.Header{"A": {"x"}, "C": {"z"}}))
+}
+
+func TestManyHeadersOfTheKey(t *testing.T) {
+	names := make([]string, 40)
+	h := http.Header{}
+	for i := range names {
+		names[i] = fmt.Sprintf("X-%d", i)
+		h[names[i]] = []string{fmt.Sprint(i)}
+	}
+	key := func(h http.Header) Key {
+		return KeyOf("", "", &http.Request{URL: &url.URL{}, Header: h}, names, nil)
+	}
+	for range 20 { // a map is walked in another order each time
+		require.Equal(t, key(h), key(h.Clone()))
+	}
+	for _, name := range names {
+		without := h.Clone()
+		delete(without, name)
+		require.NotEqual(t, key(h), key(without))
+	}
 }
 
 func TestAnAnswerWithManyHeadersIsCopiedWhole(t *testing.T) {

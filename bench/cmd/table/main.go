@@ -1,0 +1,154 @@
+// Command table runs the benchmarks of this module and says how they compare. Run it in the folder of the module:
+//
+//	go run ./cmd/table          # runs, prints a Markdown table, writes results/
+//	go run ./cmd/table -check   # the same, then the targets; it fails when one is missed
+//	go run ./cmd/table -from results/results.json -check
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"time"
+)
+
+const module = "github.com/retell-resilience/resilience/bench"
+
+type options struct {
+	count     int
+	benchtime string
+	bench     string
+	from      string
+	out       string
+	by        measure
+	check     bool
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := command(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has been called
+	}
+}
+
+var errMissed = errors.New("not every target is met")
+
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parseFlags(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var res *results
+	if o.from != "" {
+		res, err = load(o.from)
+	} else {
+		res, err = measureAll(ctx, o, stderr)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(stdout, markdown(res, o.by))
+	if o.from == "" && o.bench == "." { // a part of the groups is for looking at, not for keeping
+		if err := save(res, o); err != nil {
+			return err
+		}
+	}
+	if !o.check {
+		return nil
+	}
+	verdicts := check(res, o.by)
+	fmt.Fprint(stdout, "\n", targetTable(verdicts))
+	if !allMet(verdicts) {
+		return errMissed
+	}
+	return nil
+}
+
+func parseFlags(args []string, stderr io.Writer) (options, error) {
+	o := options{by: byCPU}
+	set := flag.NewFlagSet("table", flag.ContinueOnError)
+	set.SetOutput(stderr)
+	set.IntVar(&o.count, "count", 6, "how often the whole suite runs; the runs of one benchmark lie far apart in time")
+	set.StringVar(&o.benchtime, "benchtime", "300ms", "how long each benchmark runs each time")
+	set.StringVar(&o.bench, "bench", ".", "which benchmarks; all: the results are written")
+	set.StringVar(&o.from, "from", "", "read results from this file instead of running")
+	set.StringVar(&o.out, "out", "results", "folder for the results")
+	set.BoolVar(&o.check, "check", false, "compare with the targets, and fail when one is missed")
+	set.Func("by", "what ratios, targets and bars compare: cpu (default) or time", func(s string) error {
+		o.by = measure(s)
+		if o.by != byCPU && o.by != byTime {
+			return errors.New("it is cpu or time")
+		}
+		return nil
+	})
+	if err := set.Parse(args); err != nil {
+		return o, err
+	}
+	if o.count < 1 || set.NArg() > 0 {
+		return o, errors.New("-count must be at least 1, and there are no arguments but flags")
+	}
+	return o, nil
+}
+
+// measureAll builds the benchmarks once and runs all of them o.count times, so that what else the machine does in some
+// minute falls on every library alike.
+func measureAll(ctx context.Context, o options, progress io.Writer) (*results, error) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary := filepath.Join(dir, "bench.test")
+	if out, err := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, module).CombinedOutput(); err != nil { //nolint:gosec // our own module
+		return nil, fmt.Errorf("%w\n%s", err, out)
+	}
+	res := &results{Date: time.Now().UTC().Truncate(time.Second), Go: runtime.Version(), CPUs: runtime.NumCPU(), Count: o.count, Benchtime: o.benchtime}
+	for n := range o.count {
+		fmt.Fprintf(progress, "run %d of %d\n", n+1, o.count)
+		cmd := exec.CommandContext(ctx, binary, "-test.run", "^$", "-test.bench", o.bench, "-test.benchtime", o.benchtime, "-test.benchmem") //nolint:gosec // as above
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, fmt.Errorf("%w\n%s%s", err, out, errs.Bytes())
+		}
+		res.raw.Write(out)
+	}
+	if err := parse(bytes.NewReader(res.raw.Bytes()), res); err != nil {
+		return nil, err
+	}
+	res.finish()
+	return res, nil
+}
+
+func save(res *results, o options) error {
+	if err := os.MkdirAll(o.out, 0o755); err != nil { //nolint:gosec // for everybody to read
+		return err
+	}
+	encoded, err := res.encode()
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{
+		"results.json": encoded, "results.md": []byte(markdown(res, o.by)), "speed.svg": []byte(chart(res, o.by)), "benchstat.txt": res.raw.Bytes(),
+	} {
+		if err := os.WriteFile(filepath.Join(o.out, name), data, 0o644); err != nil { //nolint:gosec // as above
+			return err
+		}
+	}
+	return nil
+}

@@ -25,7 +25,7 @@ func letterSeeds(t *testing.T) uint64 {
 	if testing.Short() {
 		return 5
 	}
-	return 50
+	return 20
 }
 
 // ledger is what the events and callbacks of a queue say. After each step it must agree with the queue.

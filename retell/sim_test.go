@@ -29,7 +29,7 @@ func simSeeds(t *testing.T) int64 {
 	if testing.Short() {
 		return 5
 	}
-	return 30
+	return 10
 }
 
 const fromNumber = "+15550001000"

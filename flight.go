@@ -30,6 +30,9 @@ type flight struct {
 	unbounded bool      // somebody waits without a deadline
 	latest    time.Time // deadline of the most patient waiter
 	givenUp   []func()  // to be run when the last waiter ran out of time
+	owed      bool      // an earlier send of the key is in doubt
+	told      bool      // somebody left who was told that the outcome is in doubt
+	left      bool      // the leader, who alone could have read a stream
 	letter    string    // id of the dead letter that owns the write; "": none
 	handing   *handing  // the write is being handed over to a queue
 	over      bool
@@ -104,6 +107,7 @@ func (f *flight) join(ctx context.Context, print string) bool {
 
 // parting is how things stand for a waiter who leaves.
 type parting struct {
+	over   bool   // not a parting: the result was there
 	sent   bool   // the request may be out
 	last   bool   // nobody else waits
 	letter string // a dead letter owns the write
@@ -111,8 +115,12 @@ type parting struct {
 
 // leave takes a waiter away. The last one's leaving and the handing over to a queue exclude each other: either the caller
 // owns the write afterwards, or a letter does and the caller is told so.
-func (f *flight) leave(why *Error, byTime bool) parting {
+func (f *flight) leave(why *Error, byTime, leader bool) parting {
 	f.mu.Lock()
+	if f.over {
+		f.mu.Unlock()
+		return parting{over: true}
+	}
 	f.waiters--
 	for f.waiters == 0 && f.handing != nil {
 		h := f.handing
@@ -121,12 +129,13 @@ func (f *flight) leave(why *Error, byTime bool) parting {
 		<-h.decided
 		f.mu.Lock()
 	}
-	p := parting{sent: f.committed, last: f.waiters == 0, letter: f.letter}
+	p := parting{sent: f.committed || f.owed, last: f.waiters == 0, letter: f.letter}
+	f.told, f.left = f.told || p.sent, f.left || leader
 	var tell []func()
 	if p.last && p.sent && byTime {
 		tell, f.givenUp = f.givenUp, nil
 	}
-	if p.last && !p.sent {
+	if p.last && !f.committed {
 		f.cancel(why.Err)
 	}
 	f.mu.Unlock()
@@ -206,12 +215,22 @@ func (f *flight) deserted() bool {
 // publish hands the result to all waiters; the first one counts, which may be evidence that came before the answer.
 func (f *flight) publish(r result) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.over {
-		return
+	taken := !f.over
+	if taken {
+		f.over, f.result = true, r
+		close(f.done)
 	}
-	f.over, f.result = true, r
-	close(f.done)
+	unread := !taken || f.left
+	f.mu.Unlock()
+	if unread && tailOf(r.resp, r.err) != nil && r.err == nil {
+		_ = r.resp.Body.Close() // a stream that nobody is there to read
+	}
+}
+
+func (f *flight) isTold() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.told
 }
 
 // deliver gives a waiter the flight's result. A panic is the leader's; the others get an error.
@@ -254,4 +273,21 @@ func (f *flight) waitForPrevious() error {
 	case <-f.ctx.Done():
 		return f.trip.gone(f.ctx, "idempotency")
 	}
+}
+
+// owe notes that an earlier send of the key is in doubt.
+func (f *flight) owe() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.owed = true
+}
+
+// hand is deliver, and lets the caller's end reach a stream that they read.
+func (f *flight) hand(t *trip, ctx context.Context, leader bool) (*http.Response, error) {
+	resp, err := f.deliver(t, leader)
+	if tl := tailOf(resp, err); tl != nil && err == nil {
+		stop := context.AfterFunc(ctx, func() { f.cancel(causeOf(ctx)) })
+		tl.after(func() { stop() })
+	}
+	return resp, err
 }

@@ -296,21 +296,26 @@ func (i *Idempotency) reused(t *trip, id string) error {
 func (i *Idempotency) await(f *flight, t *trip, ctx context.Context, leader bool) (*http.Response, error) {
 	select {
 	case <-f.done:
-		return f.deliver(t, leader)
+		return f.hand(t, ctx, leader)
 	default:
 	}
 	select {
 	case <-f.done:
-		return f.deliver(t, leader)
 	case <-ctx.Done():
-		return nil, i.leave(f, t, t.gone(ctx, "idempotency"), byTime(ctx))
+		if err := i.leave(f, t, t.gone(ctx, "idempotency"), byTime(ctx), leader); err != nil {
+			return nil, err
+		}
 	}
+	return f.hand(t, ctx, leader)
 }
 
 // leave gives up waiting. Past the intent the outcome is in doubt for this caller, though the flight goes on; and a letter
 // that owns the write by now will see to it.
-func (i *Idempotency) leave(f *flight, t *trip, why *Error, byTime bool) error {
-	p := f.leave(why, byTime)
+func (i *Idempotency) leave(f *flight, t *trip, why *Error, byTime, leader bool) error {
+	p := f.leave(why, byTime, leader)
+	if p.over {
+		return nil
+	}
 	if !p.sent && p.letter == "" {
 		if !p.last { // somebody else may still have it sent
 			why.verdict = undecided
@@ -341,12 +346,32 @@ func (i *Idempotency) fly(f *flight, req *http.Request, next leg) {
 		if err != nil {
 			return nil, err
 		}
-		return next.travel(f.trip, inner)
+		resp, err := next.travel(f.trip, inner)
+		if err != nil && f.rec.State == KeyInDoubt && f.letter == "" && !InDoubt(err) {
+			e := f.trip.fail("idempotency", errors.Join(ErrInDoubt, err)) // of the first send nothing is known
+			e.Key = f.key
+			err = e
+		}
+		return resp, err
 	}, func(r result) {
 		i.giveBack(f)
 		i.land(f) // first, so that whoever has the answer finds nothing of the flight left
 		f.publish(r)
+		i.remember(f)
 	})
+}
+
+// remember keeps the outcome of a call whose caller left, with the key, while it was being recorded.
+func (i *Idempotency) remember(f *flight) {
+	now := i.store.Now()
+	if f.named || !f.isTold() || !f.rec.finished() || now.Before(f.rec.Expires) {
+		return
+	}
+	rec := f.rec
+	rec.Expires = now.Add(i.cfg.TTL)
+	if _, _, err := i.swap(context.WithoutCancel(f.ctx), rec.Version, rec); err != nil {
+		i.counts.storeErrors.Add(1)
+	}
 }
 
 // land takes a finished flight off the list.
@@ -375,6 +400,7 @@ func (i *Idempotency) take(f *flight) (*http.Response, error) {
 			return i.replayed(rec), nil
 		case errors.Is(err, ErrInDoubt) && i.mayResend(rec):
 			f.rec = rec
+			f.owe()
 			return nil, nil
 		case errors.Is(err, ErrInDoubt) && rec.State == KeySending:
 			// Its owner is gone: what it sent is in doubt from now on.
@@ -476,9 +502,7 @@ func (i *Idempotency) mark(f *flight, req *http.Request) (*http.Request, error) 
 	if err := i.callMark(clone, f.key); err != nil {
 		return nil, f.trip.refuse("idempotency", fmt.Errorf("marking the request: %w", err))
 	}
-	f.trip.marked = &marked{
-		url: clone.URL, header: clone.Header, payload: body.Read(clone.Body, clone.ContentLength, -1),
-	}
+	f.trip.marked = markedAs(req, clone, body.Read(clone.Body, clone.ContentLength, -1))
 	return out, nil
 }
 

@@ -22,6 +22,9 @@ func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Respon
 	if f == nil {
 		return nil, t.refuse("idempotency", errors.New("an effect-once call reached Intent without passing Claim"))
 	}
+	if f.rec.State == KeyInDoubt && !i.mayResend(f.rec) { // somebody between the doors tries again, or it took too long
+		return nil, i.refuseClaim(f, f.rec, ErrInDoubt)
+	}
 	if err := i.mayIntend(f); err != nil {
 		return nil, err
 	}
@@ -33,12 +36,13 @@ func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Respon
 		return i.replayed(rec), nil
 	}
 	ended := false
+	ctx, cancel := i.sendContext(f)
 	defer func() {
 		if !ended { // a panic or Goexit: the request may be out
+			cancel()
 			i.settle(f, rec.Epoch, answerReceipt{kind: answerUnknown, cause: "panic"})
 		}
 	}()
-	ctx, cancel := i.sendContext(f)
 	resp, err := next.travel(t, req.WithContext(ctx))
 	ended = true
 	afterExchange(resp, err, cancel)
@@ -101,9 +105,17 @@ func (i *Idempotency) intend(f *flight) (Record, error) {
 	switch {
 	case errors.Is(err, errConflict) && rec.State == KeyDisputed:
 		return rec, i.refuseClaim(f, rec, ErrDisputed)
+	case errors.Is(err, errConflict) && rec.State == KeyInDoubt: // whoever had it then has lost the answer
+		return rec, i.refuseClaim(f, rec, ErrInDoubt)
 	case errors.Is(err, errConflict): // the lease ran out and somebody else has the key
 		return rec, i.refuseClaim(f, rec, ErrInFlight)
 	}
+	// The store may have made the write all the same. Nothing was sent, and it must know that.
+	epoch := rec.Epoch
+	if e.kind == eventResend {
+		epoch++
+	}
+	f.rec = i.record(f, Record{}, epoch, answerReceipt{kind: answerRefused, cause: "not_sent"})
 	return rec, i.storeFailed(f, err)
 }
 
@@ -118,7 +130,7 @@ func (i *Idempotency) conclude(f *flight, epoch uint64, resp *http.Response, err
 	switch {
 	case a.kind == answerDone:
 		return resp, nil
-	case a.kind == answerRefused && rec.State != KeyInDoubt:
+	case a.kind == answerRefused && rec.State != KeyInDoubt && rec.State != KeyConfirmed && rec.State != KeyDisputed:
 		f.uncommit()
 		return resp, err
 	}
@@ -227,7 +239,8 @@ func (i *Idempotency) settleDetached(f *flight, epoch uint64, a answerReceipt) {
 func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerReceipt) Record {
 	a.epoch = epoch
 	a.lease = i.claimRequest(f).lease
-	e := keyEvent{kind: eventAnswer, token: f.token, answer: a, keep: i.retention(f.named)}
+	// Whoever was told that the outcome is in doubt has the key, named or not, and will come back with it.
+	e := keyEvent{kind: eventAnswer, token: f.token, answer: a, keep: i.retention(f.named || from.ID == "" || f.isTold())}
 	ctx := context.WithoutCancel(f.ctx)
 	var rec Record
 	var err error

@@ -79,8 +79,11 @@ func (i *Idempotency) read(ctx context.Context, id string) (rec Record, err erro
 func (i *Idempotency) load(ctx context.Context, id string) (Record, error) {
 	rec, err := i.read(ctx, id)
 	if known, ok := i.unwritten.get(id); ok {
-		if err != nil {
+		if err != nil && known.rec.State != KeyFree {
 			return known.rec, nil
+		}
+		if err != nil {
+			return rec, err
 		}
 		if better, transitionErr := transition(rec, known.event); transitionErr == nil {
 			better.Version = rec.Version
@@ -436,6 +439,9 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Dur
 			return next, time.Millisecond
 		}
 	case KeyClaimed:
+		if i.flying(rec) {
+			return rec, 0 // it waits for longer than it thought
+		}
 		if rec.orphaned(i.identity()) || !i.store.Now().Before(rec.Lease) {
 			// Its owner died before sending anything.
 			rec, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
@@ -457,7 +463,23 @@ func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.D
 		return rec, due
 	}
 	rec = i.find(ctx, rec)
-	return rec, max(time.Millisecond, rec.NextLookup.Sub(i.store.Now()))
+	switch due := rec.NextLookup.Sub(i.store.Now()); {
+	case rec.State == KeyInDoubt && rec.NextLookup.IsZero():
+		return rec, i.absentIn(rec)
+	case rec.State == KeyInDoubt && due > 0:
+		return rec, due
+	case rec.finished() || rec.State == KeyDisputed:
+		return rec, 0
+	}
+	return rec, afterRefusal // the store would not take what the look-up brought
+}
+
+// flying reports whether a claim is of a flight of this process that is under way.
+func (i *Idempotency) flying(rec Record) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	f := i.flights[rec.ID]
+	return f != nil && f.token == rec.Token
 }
 
 // absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.

@@ -130,7 +130,7 @@ func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, er
 		if wait, err = r.mayRetry(t, req.Context(), v, n, err); wait < 0 {
 			return resp, withoutProof(err, arrived)
 		}
-		arrived = arrived || (err != nil && !NotSent(err)) || (err == nil && resp.StatusCode >= 500)
+		arrived = arrived || (err != nil && !NotSent(err)) || (err == nil && !isRefusalStatus(resp.StatusCode))
 		if resp != nil {
 			_ = resp.Body.Close() // it is in memory; its place is taken by the next answer
 		}
@@ -318,11 +318,15 @@ func (r *Retry) throttle(t *trip, after time.Duration, n int) {
 
 // pass waits at the gate of the operation, where there is one.
 func (r *Retry) pass(t *trip, ctx context.Context) error {
-	wait := r.gates.reserve(t.call.Operation, time.Now())
+	most := maxDuration
+	if deadline, ok := ctx.Deadline(); ok {
+		most = time.Until(deadline) - useful
+	}
+	wait := r.gates.reserve(t.call.Operation, time.Now(), most)
 	if wait <= 0 {
 		return nil
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+useful {
+	if wait > most {
 		e := t.refuse("retry", ErrThrottled)
 		e.RetryAfter = wait
 		return e
@@ -368,8 +372,9 @@ func (g *gates) closeFor(operation string, after time.Duration, now time.Time) {
 	}
 }
 
-// reserve takes the next free start and returns how long it is until then.
-func (g *gates) reserve(operation string, now time.Time) time.Duration {
+// reserve takes the next free start and returns how long it is until then. One that is further off than most is not taken:
+// whoever cannot wait for it must not push it away from the others.
+func (g *gates) reserve(operation string, now time.Time, most time.Duration) time.Duration {
 	if !g.open.Load() {
 		return 0
 	}
@@ -383,8 +388,11 @@ func (g *gates) reserve(operation string, now time.Time) time.Duration {
 	if start.Before(now) {
 		start = now
 	}
-	it.next = start.Add(it.gap)
-	return start.Sub(now)
+	wait := start.Sub(now)
+	if wait <= 0 || wait <= most {
+		it.next = start.Add(it.gap)
+	}
+	return wait
 }
 
 // relax halves the space after an answer that was no 429.

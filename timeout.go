@@ -224,6 +224,7 @@ func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response,
 	}
 	if !w.wait() {
 		if linger := w.abandon(caller); linger != nil {
+			w.stopClock()
 			return nil, linger
 		}
 	}
@@ -458,6 +459,9 @@ func (w *work) finish(r result) {
 	w.layer.events.emit(Event{Kind: EventAttemptLate, Operation: w.trip.call.Operation, Cause: r.cause()})
 	linger.late = r
 	linger.tail.end()
+	if r.resp != nil && r.resp.Body != nil {
+		_ = r.resp.Body.Close() // nobody waits for it
+	}
 }
 
 // abandon leaves the attempt behind; nil: it came back after all. What holds something for the attempt is told at its end.

@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,9 +76,53 @@ func (t *trip) owned(letter string) {
 
 // marked is a request as the reconciler marked it. Letters and fingerprints keep to the original.
 type marked struct {
-	url     *url.URL
-	header  http.Header
+	url     *url.URL    // nil: unchanged
+	header  http.Header // what Mark set; an empty list takes the header away
 	payload *body.Payload
+}
+
+// markedAs is what Mark changed in a request.
+func markedAs(before, after *http.Request, payload *body.Payload) *marked {
+	m := &marked{payload: payload}
+	if after.URL != nil && after.URL.String() != before.URL.String() {
+		m.url = after.URL
+	}
+	for name, values := range after.Header {
+		if !slices.Equal(values, before.Header[name]) {
+			m.set(name, values)
+		}
+	}
+	for name := range before.Header {
+		if _, kept := after.Header[name]; !kept {
+			m.set(name, nil)
+		}
+	}
+	return m
+}
+
+func (m *marked) set(name string, values []string) {
+	if m.header == nil {
+		m.header = http.Header{}
+	}
+	m.header[name] = values
+}
+
+// apply makes the same changes in what goes out, whose header may have been changed on the way.
+func (m *marked) apply(out *http.Request) {
+	if m.url != nil {
+		out.URL = m.url
+	}
+	if m.header == nil {
+		return
+	}
+	out.Header = out.Header.Clone()
+	for name, values := range m.header {
+		if len(values) == 0 {
+			delete(out.Header, name)
+			continue
+		}
+		out.Header[name] = values
+	}
 }
 
 type tripKey struct{}
@@ -188,12 +233,15 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	inner := req.WithContext(t.begin(ctx))
 	inner.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	inner.Body, inner.GetBody = nil, nil
-	if key, ok := headerKey(req.Header); ok {
+	if req.Body == http.NoBody {
+		inner.ContentLength = 0
+	}
+	if hasKeyHeader(req.Header) {
 		inner.Header = req.Header.Clone()
 		for _, name := range keyHeaders {
 			inner.Header.Del(name)
 		}
-		if !t.named {
+		if key, ok := headerKey(req.Header); ok && !t.named {
 			t.key, t.named = key, true
 		}
 	}
@@ -273,14 +321,21 @@ var keyHeaders = [...]string{"Idempotency-Key", "X-Idempotency-Key"}
 
 func headerKey(h http.Header) (string, bool) {
 	for _, name := range keyHeaders {
-		if values, ok := h[name]; ok {
-			if len(values) == 0 {
-				return "", false
-			}
+		if values := h[name]; len(values) > 0 {
 			return values[0], true
 		}
 	}
 	return "", false
+}
+
+// hasKeyHeader also sees one without a value, by which a program asks net/http for repeats without sending the header.
+func hasKeyHeader(h http.Header) bool {
+	for _, name := range keyHeaders {
+		if _, ok := h[name]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *trip) checkKey() error {
@@ -398,15 +453,17 @@ func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
 
 // send is travel under another context than the request's.
 func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
-	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce, method: req.Method}
+	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce}
 	if d, ok := ctx.Value(dialWatchKey{}).(dialWatch); ok {
 		seen.dial = d
 	}
 	ctx = httptrace.WithClientTrace(ctx, seen.trace())
 	out, payload := req.WithContext(ctx), t.payload
 	if t.marked != nil {
-		out.URL, out.Header, payload = t.marked.url, t.marked.header, t.marked.payload
+		t.marked.apply(out)
+		payload = t.marked.payload
 	}
+	seen.repeats = replayable(req.Method) || hasKeyHeader(out.Header)
 	payload.Hold() // the caller may have left by the time RoundTrip returns
 	defer payload.Release()
 	if err := seen.load(out, payload); err != nil {
@@ -431,7 +488,7 @@ func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Resp
 // load gives an outgoing clone its body, fresh for each attempt.
 func (s *sighting) load(out *http.Request, payload *body.Payload) error {
 	if payload == nil {
-		if s.once && replayable(out.Method) {
+		if s.once && s.repeats {
 			// Without a body the transport would send it again by itself; it probes this one, finds it empty, and asks
 			// GetBody before any second send.
 			out.Body, out.GetBody, out.ContentLength = io.NopCloser(http.NoBody), s.getBody, 0
@@ -489,10 +546,10 @@ func (e *truncatedError) Unwrap() error { return e.err }
 // sighting is what the trace hooks saw of one attempt. The hooks run on the transport's goroutines, some after RoundTrip
 // has returned.
 type sighting struct {
-	base   http.RoundTripper
-	once   bool
-	method string
-	dial   dialWatch
+	base    http.RoundTripper
+	once    bool
+	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
+	dial    dialWatch
 
 	asked    atomic.Bool // a connection was asked for
 	got      atomic.Bool // one was given
@@ -517,7 +574,7 @@ func (s *sighting) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		GetConn: func(string) {
 			s.asked.Store(true)
-			if s.provable.Load() && !replayable(s.method) {
+			if s.provable.Load() && !s.repeats {
 				s.got.Store(false) // it is back for another connection because the first took nothing
 			}
 		},
@@ -554,7 +611,7 @@ func (s *sighting) nothingSent() bool {
 	if s.asked.Load() && !s.got.Load() {
 		return true
 	}
-	return s.resend.Load() && s.provable.Load() && !replayable(s.method)
+	return s.resend.Load() && s.provable.Load() && !s.repeats
 }
 
 // replayable mirrors the methods that net/http's transport repeats by itself after a connection broke.
@@ -618,8 +675,8 @@ func tailOf(resp *http.Response, err error) *tail {
 		return nil
 	}
 	if resp != nil {
-		if s, ok := resp.Body.(*stream); ok {
-			return &s.tail
+		if s, ok := resp.Body.(interface{ rest() *tail }); ok {
+			return s.rest()
 		}
 	}
 	return nil
@@ -640,7 +697,21 @@ type stream struct {
 	tail tail
 }
 
-func newStream(rc io.ReadCloser) *stream { return &stream{ReadCloser: rc} }
+// newStream keeps what a connection that switched protocols can do: be written to.
+func newStream(rc io.ReadCloser) io.ReadCloser {
+	s := &stream{ReadCloser: rc}
+	if w, ok := rc.(io.Writer); ok {
+		return &duplex{s, w}
+	}
+	return s
+}
+
+type duplex struct {
+	*stream
+	io.Writer
+}
+
+func (s *stream) rest() *tail { return &s.tail }
 
 // Read ends the exchange at the end of the stream, however that comes.
 func (s *stream) Read(p []byte) (int, error) {

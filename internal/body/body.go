@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"sync"
@@ -39,7 +40,7 @@ func Read(rc io.ReadCloser, size, limit int64) *Payload {
 	p := &Payload{source: rc}
 	p.holders.Store(1)
 	var src io.Reader = rc
-	if limit >= 0 {
+	if limit >= 0 && limit < math.MaxInt64 {
 		src = io.LimitReader(rc, limit+1)
 	}
 	data, err := readAll(src, size, limit)
@@ -190,7 +191,7 @@ func Hold(resp *http.Response, limit int64) error {
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or failed already
 	var src io.Reader = resp.Body
-	if limit >= 0 {
+	if limit >= 0 && limit < math.MaxInt64 {
 		src = io.LimitReader(resp.Body, limit+1)
 	}
 	data, err := readAll(src, resp.ContentLength, limit)

@@ -45,7 +45,7 @@ func TestCorner_UnnamedKeyToldInDoubtIsForgotten(t *testing.T) {
 		time.Sleep(10 * time.Second) // the answer has come
 		synctest.Wait()
 		rec, _ := s.Idempotency.Lookup(t.Context(), key)
-		t.Log(rec.State, rec.Expires.Sub(time.Now()))
+		t.Log(rec.State, time.Until(rec.Expires))
 		_, err = cornerPost(WithIdempotencyKey(t.Context(), key), rt, dialBody)
 		t.Log(err)
 		require.Equal(t, 1, p.rang())
@@ -65,7 +65,7 @@ func TestCorner_GateRunsAway(t *testing.T) {
 			return reply(200, "{}"), nil
 		}))
 		ok := 0
-		for i := 0; i < 30000; i++ { // 5 minutes at 100/s
+		for i := range 30000 { // 5 minutes at 100/s
 			req, _ := http.NewRequestWithContext(WithBudget(t.Context(), 2*time.Second), http.MethodGet, "http://api.test/x", nil)
 			if i > 0 && i%10 == 0 {
 				synctest.Wait()
@@ -121,7 +121,7 @@ func TestCorner_EmptyIdempotencyHeader(t *testing.T) {
 			url, seen := cornerDyingServer(t)
 			s := newStack(t, Config{Fallback: FallbackConfig{Off: true}, DLQ: DLQConfig{Off: true}})
 			c := &http.Client{Transport: s.Wrap(nil)}
-			for i := 0; i < 3; i++ {
+			for range 3 {
 				resp, err := c.Get(url)
 				require.NoError(t, err)
 				io.Copy(io.Discard, resp.Body)
@@ -166,7 +166,7 @@ func TestCorner_MarkSetsHeader(t *testing.T) {
 func cornerSSE(t *testing.T) *httptest.Server {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
-		for i := 0; i < 3; i++ {
+		for range 3 {
 			io.WriteString(w, "data: x\n\n")
 			w.(http.Flusher).Flush()
 			time.Sleep(50 * time.Millisecond)

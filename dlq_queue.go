@@ -152,7 +152,7 @@ func (d *DLQ) fits(n int, size int64) bool {
 	n += d.box.len()
 	size += d.box.bytes
 	if d.journal != nil && d.cfg.Overflow != OverflowDropOldest {
-		n += d.box.coming + d.journal.lost
+		n += d.box.coming + d.journal.owed
 		size += d.box.comingBytes
 	}
 	return (d.cfg.MaxLetters < 0 || n <= d.cfg.MaxLetters) && (d.cfg.MaxBytes < 0 || size <= d.cfg.MaxBytes)

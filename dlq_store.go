@@ -9,7 +9,7 @@ import (
 
 // newJournal makes the journal of a queue that has a store.
 func (d *DLQ) newJournal() *letterJournal {
-	return &letterJournal{mu: &d.mu, write: d.writeLetter, fault: d.writeFailed, entries: map[string]*journalEntry{}}
+	return &letterJournal{mu: &d.mu, write: d.writeLetter, fault: d.writeFailed, freed: d.roomCame, entries: map[string]*journalEntry{}}
 }
 
 // writeLetter brings the state of one letter into the store.
@@ -28,7 +28,7 @@ func (d *DLQ) writeLetter(ctx context.Context, id string, l *Letter) error {
 }
 
 // writeFailed reports a write that failed; the lock is held.
-func (d *DLQ) writeFailed(id string, _ error) {
+func (d *DLQ) writeFailed(id string) {
 	d.counters.StoreFailures++
 	ev := Event{Kind: EventLetterUnwritten, LetterID: id, Cause: "store", Count: len(d.journal.entries)}
 	if s := d.box.byID[id]; s != nil {

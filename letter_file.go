@@ -156,7 +156,7 @@ func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}
 			size += l.size()
 		}
 	}
-	if !d.fits(len(fresh), size) {
+	if len(fresh) > 0 && !d.fits(len(fresh), size) {
 		return nil, nil, fmt.Errorf("dlq: import of %d letters: %w", len(fresh), ErrLettersFull)
 	}
 	for _, l := range fresh {

@@ -52,13 +52,14 @@ const (
 type letterJournal struct {
 	mu    *sync.Mutex
 	write func(ctx context.Context, id string, l *Letter) error // l nil: remove
-	fault func(id string, err error)                            // a write failed; the lock is held
+	fault func(id string)                                       // a write failed; the lock is held
+	freed func()                                                // a removal that was owed is made; the lock is held
 
 	entries  map[string]*journalEntry // by id
 	queue    []*journalEntry
 	seq      uint64
 	writers  int
-	lost     int           // removals that failed
+	owed     int           // removals that failed
 	failures int           // in a row
 	retryAt  time.Time     // when those that failed are tried again; zero: none failed
 	idle     chan struct{} // closed when nothing is under way; nil: nobody waits for it
@@ -73,6 +74,7 @@ type journalEntry struct {
 	failed  uint64  // up to here the last write tried; 0: it did not fail
 	err     error
 	known   bool // the store may have heard of the letter
+	owed    bool // its removal failed
 	queued  bool
 	writing bool
 	cancel  context.CancelFunc // of the write under way
@@ -91,9 +93,8 @@ func (j *letterJournal) note(id string, l *Letter, fresh bool) uint64 {
 		e = &journalEntry{id: id, written: j.seq - 1, known: !fresh, ended: make(chan struct{})}
 		j.entries[id] = e
 	}
-	j.countLost(e, -1)
 	e.want, e.seq = l, j.seq
-	j.countLost(e, 1)
+	j.owe(e, e.owed && l == nil)
 	switch {
 	case l == nil && !e.known:
 		j.forget(e) // it never got there
@@ -103,10 +104,15 @@ func (j *letterJournal) note(id string, l *Letter, fresh bool) uint64 {
 	return j.seq
 }
 
-func (j *letterJournal) countLost(e *journalEntry, by int) {
-	if e.want == nil && e.failed != 0 {
-		j.lost += by
+func (j *letterJournal) owe(e *journalEntry, owed bool) {
+	switch was := e.owed; {
+	case owed && !was:
+		j.owed++
+	case was && !owed:
+		j.owed--
+		j.freed()
 	}
+	e.owed = owed
 }
 
 func (j *letterJournal) enqueue(e *journalEntry) {
@@ -155,7 +161,6 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 	err := j.write(ctx, e.id, want)
 	j.mu.Lock()
 	e.writing, e.cancel = false, nil
-	j.countLost(e, -1)
 	e.failed, e.err = 0, nil
 	if err == nil {
 		e.written = seq
@@ -164,9 +169,9 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 		e.failed, e.err = seq, err
 		j.failures++
 		j.retryAt = time.Now().Add(min(letterRetryFirst<<min(j.failures-1, 10), letterRetryAtMost))
-		j.fault(e.id, err)
+		j.fault(e.id)
 	}
-	j.countLost(e, 1)
+	j.owe(e, err != nil && e.want == nil && want == nil)
 	switch {
 	case err == nil && e.seq == seq:
 		j.forget(e)
@@ -182,11 +187,7 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 func (j *letterJournal) later(id string, l *Letter) {
 	j.seq++
 	e := &journalEntry{id: id, want: l, seq: j.seq, failed: j.seq, known: true, ended: make(chan struct{})}
-	if old := j.entries[id]; old != nil {
-		j.countLost(old, -1)
-	}
 	j.entries[id] = e
-	j.countLost(e, 1)
 	j.retryAt = time.Now()
 }
 

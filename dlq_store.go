@@ -166,7 +166,7 @@ type arrival struct {
 // notStored is why a letter is refused that did not get into the store.
 type notStored struct{ err error }
 
-func (e *notStored) Error() string { return "dlq: the store did not take the letter: " + e.err.Error() }
+func (e *notStored) Error() string   { return "dlq: the store did not take the letter: " + e.err.Error() }
 func (e *notStored) Unwrap() []error { return []error{ErrLettersFull, e.err} }
 
 // secure returns when a letter is in the store, and in the queue. Where it does not get there, nothing of it is kept. A

@@ -100,11 +100,7 @@ func (b *letterBox) keys() map[string]*letterSlot {
 }
 
 // insert takes over l, whose id and key must be new.
-func (b *letterBox) insert(l *Letter, road leg) *letterSlot {
-	s := b.expect(l, road)
-	b.land(s)
-	return s
-}
+func (b *letterBox) insert(l *Letter, road leg) { b.land(b.expect(l, road)) }
 
 // expect takes over l, whose id and key must be new, as one that is to come.
 func (b *letterBox) expect(l *Letter, road leg) *letterSlot {

@@ -14,8 +14,8 @@ import (
 // What a letter shares with the one that handed it over, or that it is handed to, must neither be changed nor kept:
 // copy it.
 //
-// The queue makes one call for an id at a time, and several for different ids at once. Contexts end after 5 s; they carry
-// nothing of a caller's. A method that has not returned by then is waited for by nobody, but its id is not written again
+// The queue makes one call for an id at a time, and several for different ids at once. Contexts of writes end after 5 s;
+// they carry nothing of a caller's. Under one that has ended a method returns an error, and changes nothing. A write that has not returned by then is waited for by nobody, but its id is not written again
 // until it has.
 type LetterStore interface {
 	// Put inserts l, or replaces the letter with its id, in one atomic step: whoever loads sees the old one or the new
@@ -251,24 +251,32 @@ func (j *letterJournal) drain(ctx context.Context) (left int, err error) {
 	}
 	j.mu.Lock()
 	j.retry(j.retryAt)
-	for j.writers > 0 {
-		if j.idle == nil {
-			j.idle = make(chan struct{})
+	j.mu.Unlock()
+	for {
+		idle, left, err := j.rest()
+		if idle == nil {
+			return left, err
 		}
-		idle := j.idle
-		j.mu.Unlock()
 		select {
 		case <-idle:
-			j.mu.Lock()
 		case <-ctx.Done():
-			j.mu.Lock()
-			defer j.mu.Unlock()
-			return len(j.entries), context.Cause(ctx)
+			return left, context.Cause(ctx)
 		}
 	}
+}
+
+// rest returns what is not in the store, and a channel that is closed when nothing is under way; nil: nothing is.
+func (j *letterJournal) rest() (idle <-chan struct{}, left int, err error) {
+	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range j.entries {
 		err = e.err
 	}
-	return len(j.entries), err
+	if j.writers > 0 && j.idle == nil {
+		j.idle = make(chan struct{})
+	}
+	if j.writers > 0 {
+		idle = j.idle
+	}
+	return idle, len(j.entries), err
 }

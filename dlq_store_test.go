@@ -234,6 +234,43 @@ func TestDLQStore_AFailedPutLeavesTheWriteWithItsCaller(t *testing.T) {
 	}
 }
 
+// A caller whose time is over is why there is a letter: the store gets a second all the same. One who hangs up has taken
+// the write back.
+func TestDLQStore_GraceForACallerWhoseTimeIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		p := s.open()
+		p.set(func(_ context.Context, _, _ string, effect func()) error {
+			time.Sleep(900 * time.Millisecond)
+			effect()
+			return nil
+		})
+		d := mustDLQ(t, DLQConfig{Store: p})
+		w := &dlqWorld{answer: func(_ int, req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			return nil, req.Context().Err()
+		}}
+		rt := d.Wrap(w)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		_, err := dlqCall(ctx, rt, http.MethodPut, "k1")
+		require.ErrorIs(t, err, ErrParked)
+		require.Equal(t, 1900*time.Millisecond, time.Since(began))
+
+		w.set(dlqError(errDLQRefused))
+		ctx, cancel = context.WithCancel(t.Context())
+		time.AfterFunc(300*time.Millisecond, cancel)
+		began = time.Now()
+		_, err = dlqCall(ctx, rt, http.MethodPut, "k2")
+		require.NotErrorIs(t, err, ErrParked)
+		require.ErrorIs(t, err, ErrLettersFull)
+		require.Equal(t, 300*time.Millisecond, time.Since(began))
+		onDisk(t, d)
+		require.Len(t, s.ids(), 1)
+	})
+}
+
 func TestDLQStore_EveryChangeIsWrittenAndTheLastStateWins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShelf()

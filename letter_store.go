@@ -15,8 +15,8 @@ import (
 // copy it.
 //
 // The queue makes one call for an id at a time, and several for different ids at once. Contexts of writes end after 5 s;
-// they carry nothing of a caller's. Under one that has ended a method returns an error, and changes nothing. A write that has not returned by then is waited for by nobody, but its id is not written again
-// until it has.
+// they carry nothing of a caller's. Under one that has ended a method returns an error, and changes nothing. A write that
+// has not returned by then is waited for by nobody, but its id is not written again until it has.
 type LetterStore interface {
 	// Put inserts l, or replaces the letter with its id, in one atomic step: whoever loads sees the old one or the new
 	// one, whole. When it returns nil the letter is durable. After an error the letter may be there, as it was before or

@@ -28,7 +28,7 @@ const letterWorkers = 8
 func letterStack(s *Store, p http.RoundTripper) (*resilience.Stack, http.RoundTripper, error) {
 	stack, err := resilience.New(resilience.Config{
 		Idempotency: resilience.IdempotencyConfig{Store: s},
-		DLQ:         resilience.DLQConfig{Store: s.Letters(), Base: time.Millisecond, Rate: -1, MaxLetters: -1},
+		DLQ:         resilience.DLQConfig{Store: s.Letters(), Base: time.Millisecond, Attempts: -1, Rate: -1, MaxLetters: -1},
 		Retry:       resilience.RetryConfig{Off: true},
 		Breaker:     resilience.BreakerConfig{Off: true},
 		Bulkhead:    resilience.BulkheadConfig{Off: true},
@@ -149,7 +149,7 @@ func TestCrash_ParkedLettersSurvive(t *testing.T) {
 		for _, l := range all {
 			left, there := stack.DLQ.Get(l.ID)
 			if there { // killed between the intent and the answer: nobody knows, so it is looked up and not sent
-				require.True(t, left.InDoubt, "seed %d", seed)
+				require.True(t, left.InDoubt, "seed %d: %+v", seed, left)
 				require.LessOrEqual(t, sends[l.Key], 1)
 				require.NoError(t, stack.DLQ.Delete(l.ID, "test"))
 				continue

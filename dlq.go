@@ -44,6 +44,14 @@ type DLQConfig struct {
 	Concurrency int
 	// Rate is how many redrives may begin in a second. 0: 10; -1: unlimited.
 	Rate float64
+	// Store keeps the letters beyond the life of the process. nil: they are in memory only. NewDLQ loads it; see [DLQ].
+	Store LetterStore
+	// Seal changes the request of each letter on its way into the Store and into an export, and Open changes it back; for
+	// encryption. Of what they return only URL, Host, Header and Body count. What Seal returns must be whole without
+	// anything kept elsewhere, and Open is also given what was stored before there was a Seal. Both or none are set; they
+	// run on several goroutines at once. An error or panic of Seal is a failed write, one of Open fails NewDLQ or Import.
+	Seal func(Letter) (Letter, error)
+	Open func(Letter) (Letter, error)
 	// Authorize puts the current credentials on a redrive; letters hold none. It is called before each send. While it
 	// fails, or is missing though the request had credentials, redriving waits without spending attempts.
 	Authorize func(context.Context, Letter, *http.Request) error
@@ -104,6 +112,9 @@ func (c DLQConfig) validate() error {
 	case c.Overflow == OverflowSpill && c.Spill == nil:
 		f.add("Spill", "set when Overflow is OverflowSpill", "nil")
 	}
+	if (c.Seal == nil) != (c.Open == nil) {
+		f.add("Seal", "set together with Open", "one of them")
+	}
 	return f.err()
 }
 
@@ -123,8 +134,16 @@ func (c DLQConfig) withDefaults() DLQConfig {
 // is over, or they are given up. A write that became a letter belongs to the queue, and its caller is told so
 // ([ErrParked]); every other one belongs to its caller. Nothing leaves the queue without an event and a counter.
 //
-// Letters are in memory: they survive a restart only through Export and Import. A write that may have taken effect
-// (in doubt) is looked up, never sent again.
+// A write that may have taken effect (in doubt) is looked up, never sent again.
+//
+// Without DLQConfig.Store letters are in memory: they survive a restart only through Export and Import. With one, a caller
+// is told ErrParked when the letter is in the store, and not before; where it does not get there in time (5 s, or the
+// caller's time if that is shorter, but not less than 1 s) nothing is kept, and the write stays with its caller, as with a
+// queue that is full. Every later change is written behind: attempts, doubt, due times, parking and removal. What the store
+// does not take is counted, reported and tried again by Stack.Run and once more by Close. So after a crash every letter is
+// there whose caller was told so, as it was a moment before at worst: an attempt may be made again, and a letter whose
+// removal was not written yet comes back. Its idempotency key absorbs both, if keys are durable too. A lease ends with
+// the process: the letter waits again.
 //
 // All methods are safe for concurrent use and on a nil *DLQ, which keeps nothing. Redriving happens in Stack.Run, or when
 // Redrive is called.
@@ -137,6 +156,8 @@ type DLQ struct {
 	reenter   func(req *http.Request, road leg, letterID string) (*http.Response, error)
 	reconcile func(ctx context.Context, key string) keyVerdict
 	paused    func() (bool, time.Duration)
+
+	journal *letterJournal // nil: letters are in memory only
 
 	mu       sync.Mutex
 	box      *letterBox
@@ -160,7 +181,9 @@ const (
 	keyNotApplied                   // it has not, and never will by what was sent so far
 )
 
-// NewDLQ makes a queue. It reports every fault of the config at once, and returns nil for one that is Off.
+// NewDLQ makes a queue. It reports every fault of the config at once, and returns nil for one that is Off. With a Store it
+// reads all letters there are before it returns, which takes as long as that takes, at most a minute; what cannot be read
+// is an error. All of them are taken, even if there are more than MaxLetters; then none is admitted until there is room.
 func NewDLQ(cfg DLQConfig) (*DLQ, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -168,13 +191,22 @@ func NewDLQ(cfg DLQConfig) (*DLQ, error) {
 	if cfg.Off {
 		return nil, nil //nolint:nilnil // a layer that was left out is nil
 	}
-	return &DLQ{
+	d := &DLQ{
 		cfg:      cfg.withDefaults(),
 		events:   newEvents("dlq", cfg.OnEvent),
 		box:      newLetterBox(),
 		handlers: map[string]func(context.Context, Letter) error{},
 		running:  map[uint64]context.CancelCauseFunc{},
-	}, nil
+	}
+	if d.cfg.Store == nil {
+		return d, nil
+	}
+	d.journal = d.newJournal()
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	d.box.note = d.journal.note
+	return d, nil
 }
 
 // Wrap parks writes that fail below it. Put it outside of retries, so that only a final failure becomes a letter.
@@ -217,7 +249,7 @@ func (d *DLQ) pass(t *trip, req *http.Request, next leg) (*http.Response, error)
 	if t.call.Effect == EffectRead || t.letter != "" {
 		return next.travel(t, req)
 	}
-	held, err := d.takeOver(t, redriving(req.Context()))
+	held, err := d.takeOver(req.Context(), t)
 	if err != nil {
 		return nil, err
 	}
@@ -269,28 +301,42 @@ type holding struct {
 }
 
 // takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
-func (d *DLQ) takeOver(t *trip, redriving string) (holding, error) {
-	if t.key == "" {
-		return holding{}, nil
+func (d *DLQ) takeOver(ctx context.Context, t *trip) (holding, error) {
+	for t.key != "" {
+		held, coming, err := d.tryTakeOver(ctx, t)
+		if coming == nil {
+			return held, err
+		}
+		select {
+		case <-coming: // now it is known whose the write is
+		case <-ctx.Done():
+			return holding{}, t.refuse("dlq", context.Cause(ctx))
+		}
 	}
+	return holding{}, nil
+}
+
+func (d *DLQ) tryTakeOver(ctx context.Context, t *trip) (held holding, coming <-chan struct{}, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.box.ofKey(t.key)
 	switch {
 	case s == nil:
-		return holding{}, nil
-	case s.letter.ID == redriving:
-		return holding{slot: s, redrive: true}, nil
+		return holding{}, nil, nil
+	case s.arrival != nil:
+		return holding{}, s.arrival.over, nil
+	case s.letter.ID == redriving(ctx):
+		return holding{slot: s, redrive: true}, nil, nil
 	case s.letter.InDoubt && !resends(t):
 		// Nobody above knows what the letter knows: there is no layer for keys, or its store has forgotten.
-		return holding{}, d.parkedError(t, s.letter, ErrInDoubt)
+		return holding{}, nil, d.parkedError(t, s.letter, ErrInDoubt)
 	case s.token != 0:
-		return holding{}, d.parkedError(t, s.letter, nil)
+		return holding{}, nil, d.parkedError(t, s.letter, nil)
 	}
-	held := holding{slot: s, token: d.box.lease(s)}
+	held = holding{slot: s, token: d.box.lease(s)}
 	s.flying = true
 	t.owned(s.letter.ID)
-	return held, nil
+	return held, nil, nil
 }
 
 // resends reports whether the call is let through though its key is known to be in doubt, in a mode the user chose.
@@ -326,9 +372,10 @@ func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
 func (d *DLQ) failed(t *trip, req *http.Request, held holding, a answer, started time.Time) (*http.Response, error) {
 	f := failureOf(a, t.call.Effect)
 	if held.slot != nil {
-		if l := d.merge(held, f, callersOwn(req.Context(), a)); l != nil {
+		if p := d.merge(held, f, callersOwn(req.Context(), a)); p.slot != nil {
+			_, _ = d.secure(req.Context(), p) // it is the queue's in any case
 			a.close()
-			return nil, d.refusal(t, l, f)
+			return nil, d.refusal(t, p.letter, f)
 		}
 	}
 	if !d.wants(t, req, a) {

@@ -1,7 +1,9 @@
 package resilience
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -21,7 +23,7 @@ func (d *DLQ) Get(id string) (l Letter, ok bool) {
 		return l, false
 	}
 	d.mu.Lock()
-	s := d.box.byID[id]
+	s := d.box.ofID(id)
 	if s == nil {
 		d.mu.Unlock()
 		return l, false
@@ -67,7 +69,7 @@ func (d *DLQ) Requeue(id string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.box.byID[id]
+	s := d.box.ofID(id)
 	if s == nil {
 		return ErrNoLetter
 	}
@@ -103,25 +105,39 @@ func (d *DLQ) RequeueAll() int {
 }
 
 // Delete removes a letter for good. reason goes into the event that says so; it must hold no personal data. The errors
-// are [ErrNoLetter] and [ErrLetterBusy].
+// are [ErrNoLetter], [ErrLetterBusy], and [ErrStore]: the letter is gone from the queue, but within 5 s DLQConfig.Store did
+// not confirm that it is gone there too. It is tried again; should the process end before, the letter comes back.
 func (d *DLQ) Delete(id, reason string) error {
 	if d == nil {
 		return ErrNoLetter
 	}
+	seq, err := d.delete(id, reason)
+	if err != nil || d.journal == nil {
+		return err
+	}
+	wait, stop := patience(context.Background())
+	defer stop()
+	if err := d.journal.await(wait, id, seq); err != nil {
+		return fmt.Errorf("dlq: the letter was deleted, but not yet in the store: %w", errors.Join(ErrStore, err))
+	}
+	return nil
+}
+
+func (d *DLQ) delete(id, reason string) (seq uint64, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.box.byID[id]
+	s := d.box.ofID(id)
 	switch {
 	case s == nil:
-		return ErrNoLetter
+		return 0, ErrNoLetter
 	case s.token != 0:
-		return ErrLetterBusy
+		return 0, ErrLetterBusy
 	}
 	d.box.remove(s)
 	d.counters.Deleted++
 	d.tell(EventLetterDeleted, s.letter, or(reason, "deleted"))
 	d.roomCame()
-	return nil
+	return s.noted, nil
 }
 
 // settle tells what became of the key with this id elsewhere.
@@ -131,7 +147,7 @@ func (d *DLQ) settle(id string, v keyVerdict) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := d.box.byKey[id]
+	s := d.box.keys()[id]
 	switch {
 	case s == nil:
 	case v == keyDone:
@@ -153,5 +169,5 @@ func (d *DLQ) holds(id string) bool {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.box.byKey[id] != nil
+	return d.box.keys()[id] != nil
 }

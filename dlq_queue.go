@@ -12,7 +12,8 @@ import (
 
 // Add puts a letter into the queue, for programs that park work themselves. It keeps a copy, without credentials. An empty
 // ID or Key is made; zero times mean: failed now, due after the first random delay. A letter whose key is in the queue
-// already is merged into the one there. Add never waits. It returns [ErrLettersFull] for a letter that does not fit,
+// already is merged into the one there. Add waits for nothing but DLQConfig.Store, 5 s at most. It returns
+// [ErrLettersFull] for a letter that does not fit, or, joined to the reason, that did not get into the store,
 // [ErrClosed] after the queue was closed, [ErrBadKey] for a key that no call could carry, and another error for a letter
 // that names neither operation nor method, or whose id is taken.
 func (d *DLQ) Add(l Letter) error {
@@ -53,11 +54,15 @@ func (d *DLQ) admit(ctx context.Context, l Letter, road leg, wait bool) (*Letter
 	l.ID = or(l.ID, newLetterID())
 	l.Leased = false
 	l.bound(l.First, d.cfg.MaxAge)
-	kept, err := d.admitNow(&l, road, wait)
+	p, err := d.admitNow(&l, road, wait)
 	if wait && errors.Is(err, errNoRoom) {
-		kept, err = d.admitLater(ctx, &l, road)
+		p, err = d.admitLater(ctx, &l, road)
 	}
-	if errors.Is(err, errNoRoom) && d.cfg.Overflow == OverflowSpill {
+	var kept *Letter
+	switch {
+	case err == nil:
+		kept, err = d.secure(ctx, p)
+	case errors.Is(err, errNoRoom) && d.cfg.Overflow == OverflowSpill:
 		kept, err = d.spill(&l)
 	}
 	if err == nil {
@@ -79,45 +84,92 @@ func newLetterID() string {
 }
 
 // admitNow admits l if there is room. A caller who may wait does not overtake those who do.
-func (d *DLQ) admitNow(l *Letter, road leg, waits bool) (*Letter, error) {
+func (d *DLQ) admitNow(l *Letter, road leg, waits bool) (placed, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if waits && len(d.blocked) > 0 && d.box.ofKey(l.Key) == nil {
-		return nil, errNoRoom
+		return placed{}, errNoRoom
 	}
 	return d.place(l, road)
 }
 
+// placed is a letter that has its place in the queue, or will have when it is in the store.
+type placed struct {
+	slot   *letterSlot
+	letter *Letter
+	seq    uint64 // the change to wait for
+}
+
 // place is admitNow under the lock.
-func (d *DLQ) place(l *Letter, road leg) (*Letter, error) {
+func (d *DLQ) place(l *Letter, road leg) (placed, error) {
 	if d.closed {
-		return nil, ErrClosed
+		return placed{}, ErrClosed
 	}
 	if s := d.box.ofKey(l.Key); s != nil {
 		return d.join(s, l), nil
 	}
 	if d.box.byID[l.ID] != nil {
-		return nil, fmt.Errorf("dlq: letter %s is there already", l.ID)
+		return placed{}, fmt.Errorf("dlq: letter %s is there already", l.ID)
 	}
-	if size := l.size(); !d.fits(1, size) && (d.cfg.Overflow != OverflowDropOldest || !d.makeRoom(size)) {
-		return nil, errNoRoom
+	if !d.mayFit(l.size()) {
+		return placed{}, errNoRoom
 	}
-	d.box.insert(l, road)
-	d.counters.Admitted++
-	d.tell(EventLetterAdded, l, l.Cause)
-	d.wake()
-	return l, nil
+	s := d.box.expect(l, road)
+	if d.journal == nil && !d.land(s, l.Cause) {
+		return placed{}, errNoRoom
+	}
+	return placed{s, l, s.noted}, nil
 }
 
-// fits reports whether n letters of so many bytes have room.
+// land makes a letter that was expected one of the queue; false: there was no room after all.
+func (d *DLQ) land(s *letterSlot, cause string) bool {
+	if d.cfg.Overflow == OverflowDropOldest && !d.fits(1, s.size) && !d.makeRoom(s.size) {
+		d.withdraw(s)
+		return false
+	}
+	done := s.arrival.done
+	d.box.land(s)
+	d.counters.Admitted++
+	d.tell(EventLetterAdded, s.letter, cause)
+	if done {
+		d.ack(s, "settled", 0)
+	}
+	d.wake()
+	return true
+}
+
+// withdraw forgets a letter that was expected.
+func (d *DLQ) withdraw(s *letterSlot) {
+	s.withdrawn = true
+	d.box.remove(s)
+	d.journal.giveUp(s.letter.ID)
+	d.roomCame()
+}
+
+// fits reports whether n letters of so many bytes have room. Removals that the store did not take need room too, or they
+// would be without bound. What is on its way has its room, except where the oldest have to go for it, for they go last.
 func (d *DLQ) fits(n int, size int64) bool {
-	return (d.cfg.MaxLetters < 0 || d.box.len()+n <= d.cfg.MaxLetters) &&
-		(d.cfg.MaxBytes < 0 || d.box.bytes+size <= d.cfg.MaxBytes)
+	n += d.box.len()
+	size += d.box.bytes
+	if d.journal != nil && d.cfg.Overflow != OverflowDropOldest {
+		n += d.box.coming + d.journal.owed
+		size += d.box.comingBytes
+	}
+	return (d.cfg.MaxLetters < 0 || n <= d.cfg.MaxLetters) && (d.cfg.MaxBytes < 0 || size <= d.cfg.MaxBytes)
+}
+
+// mayFit reports whether a letter has room, or would have if the oldest went.
+func (d *DLQ) mayFit(size int64) bool {
+	return d.fits(1, size) || d.cfg.Overflow == OverflowDropOldest && d.canMakeRoom(size)
+}
+
+func (d *DLQ) canMakeRoom(size int64) bool {
+	return d.box.loose.Len() > 0 && (d.cfg.MaxBytes < 0 || d.box.bytes-d.box.looseBytes+size <= d.cfg.MaxBytes)
 }
 
 // makeRoom drops the oldest letters until size fits; none if even dropping all that may go would not help.
 func (d *DLQ) makeRoom(size int64) bool {
-	if d.box.loose.Len() == 0 || d.cfg.MaxBytes >= 0 && d.box.bytes-d.box.looseBytes+size > d.cfg.MaxBytes {
+	if !d.canMakeRoom(size) {
 		return false
 	}
 	for !d.fits(1, size) {
@@ -134,22 +186,22 @@ func (d *DLQ) makeRoom(size int64) bool {
 }
 
 // admitLater waits in line for room.
-func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (*Letter, error) {
+func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (placed, error) {
 	if d.cfg.MaxBytes >= 0 && l.size() > d.cfg.MaxBytes {
-		return nil, errNoRoom
+		return placed{}, errNoRoom
 	}
 	turn := d.queueUp(false)
 	for {
 		select {
 		case <-ctx.Done():
 			d.leaveLine(turn)
-			return nil, errNoRoom
+			return placed{}, errNoRoom
 		case <-turn:
 		}
-		kept, err := d.admitNow(l, road, false)
+		p, err := d.admitNow(l, road, false)
 		if !errors.Is(err, errNoRoom) {
 			d.nextInLine() // there may be room for another one
-			return kept, err
+			return p, err
 		}
 		turn = d.queueUp(true)
 	}
@@ -210,20 +262,24 @@ func (d *DLQ) refused(l *Letter, err error) {
 	defer d.mu.Unlock()
 	d.counters.Refused++
 	cause := "full"
-	if errors.Is(err, ErrClosed) {
+	var store *notStored
+	switch {
+	case errors.As(err, &store):
+		cause = "store"
+	case errors.Is(err, ErrClosed):
 		cause = "closed"
 	}
 	d.tell(EventLetterRefused, l, cause)
 }
 
 // join merges a second failure of a key into the letter it has, and returns that.
-func (d *DLQ) join(s *letterSlot, l *Letter) *Letter {
+func (d *DLQ) join(s *letterSlot, l *Letter) placed {
 	d.counters.Merged++
 	last := LetterAttempt{Time: l.Last, Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode}
 	d.box.change(s, func(old *Letter) { d.failAgain(old, last, l.InDoubt, true) })
 	d.tell(EventLetterAdded, s.letter, "merged")
 	d.wake()
-	return s.letter
+	return placed{s, s.letter, s.noted}
 }
 
 // failAgain notes another failure reported by a caller. Whoever calls again wants it done: so a letter that was given up
@@ -247,13 +303,13 @@ func (d *DLQ) revive(l *Letter, now time.Time) {
 	l.bound(now, d.cfg.MaxAge)
 }
 
-// merge gives a letter back whose lease a failed call held, and returns it; nil when it is gone. A caller who took the
+// merge gives a letter back whose lease a failed call held, and returns it; none when it is gone. A caller who took the
 // call back has not failed.
-func (d *DLQ) merge(held holding, f failure, own bool) *Letter {
+func (d *DLQ) merge(held holding, f failure, own bool) placed {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.holdsLease(held.slot, held.token) {
-		return nil
+		return placed{}
 	}
 	s := held.slot
 	s.token = 0
@@ -271,7 +327,7 @@ func (d *DLQ) merge(held holding, f failure, own bool) *Letter {
 		d.tell(EventLetterAdded, s.letter, "merged")
 	}
 	d.wake()
-	return s.letter
+	return placed{s, s.letter, s.noted}
 }
 
 // letGo gives a lease back after a panic.
@@ -287,8 +343,12 @@ func (d *DLQ) holdsLease(s *letterSlot, token uint64) bool {
 	return s != nil && token != 0 && s.token == token
 }
 
-// ack removes a letter whose write has happened.
+// ack removes a letter whose write has happened, as soon as it has arrived.
 func (d *DLQ) ack(s *letterSlot, cause string, status int) {
+	if s.arrival != nil {
+		s.arrival.done = true
+		return
+	}
 	d.box.remove(s)
 	d.counters.Acked++
 	l := *s.letter
@@ -331,8 +391,9 @@ func (d *DLQ) park(s *letterSlot, reason string, edit func(*Letter)) {
 	d.wake()
 }
 
-// sweep parks the letters whose time is over.
+// sweep parks the letters whose time is over, and has written what the store did not take.
 func (d *DLQ) sweep(now time.Time) {
+	d.journal.retry(now)
 	for s := d.box.overdue(now); s != nil; s = d.box.overdue(now) {
 		d.park(s, "expired", func(*Letter) {})
 	}

@@ -143,7 +143,7 @@ func (d *DLQ) finish(ls *lease) {
 	defer d.mu.Unlock()
 	if d.holdsLease(ls.slot, ls.token) {
 		ls.slot.token = 0
-		d.box.change(ls.slot, func(*Letter) {})
+		d.box.refresh(ls.slot)
 	}
 	d.running[ls.token](nil)
 	delete(d.running, ls.token)
@@ -366,7 +366,7 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure, status int) Redriv
 		d.pause(s, f)
 		result.Status = RedrivePaused
 	default:
-		d.box.change(s, func(*Letter) {})
+		d.box.refresh(s)
 		result.Status = RedriveReturned
 		d.sweep(time.Now())
 	}

@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -41,10 +42,11 @@ func (d *DLQ) run(ctx context.Context) error {
 type runStep struct {
 	closed, ready      bool
 	due, expiry, pause time.Duration // from now; 0: not set
+	rewrite            time.Duration
 }
 
 func (s runStep) wait() (least time.Duration) {
-	for _, d := range []time.Duration{s.due, s.expiry, s.pause} {
+	for _, d := range []time.Duration{s.due, s.expiry, s.pause, s.rewrite} {
 		if d > 0 && (least == 0 || d < least) {
 			least = d
 		}
@@ -62,6 +64,9 @@ func (d *DLQ) next(now time.Time) (s runStep) {
 	d.sweep(now)
 	if expiry := d.box.nextExpiry(); !expiry.IsZero() {
 		s.expiry = max(expiry.Sub(now), 1)
+	}
+	if d.journal != nil && !d.journal.retryAt.IsZero() {
+		s.rewrite = max(d.journal.retryAt.Sub(now), 1)
 	}
 	due := d.box.nextDue()
 	if due.IsZero() || len(d.running) >= d.cfg.Concurrency {
@@ -138,7 +143,8 @@ func sleep(ctx context.Context, wait time.Duration, changed <-chan struct{}) {
 }
 
 // close ends redriving and waits for the redrives under way and for callbacks, until ctx ends: then it takes the context
-// of what still runs away, and says how many there were. Letters stay, for List and Export; none is lost by closing.
+// of what still runs away, and says how many there were. Letters stay, for List and Export; none is lost by closing. What
+// is not in the store yet is brought there; the error says how much is not.
 func (d *DLQ) close(ctx context.Context) error {
 	if d == nil {
 		return nil
@@ -154,7 +160,7 @@ func (d *DLQ) close(ctx context.Context) error {
 		changed := d.watch()
 		n := d.underWay()
 		if n == 0 {
-			return d.events.drain(ctx)
+			return errors.Join(d.writeRest(ctx), d.events.drain(ctx))
 		}
 		select {
 		case <-changed:
@@ -163,6 +169,14 @@ func (d *DLQ) close(ctx context.Context) error {
 			return fmt.Errorf("dlq: %d redrives had not ended: %w", n, context.Cause(ctx))
 		}
 	}
+}
+
+// writeRest waits for the store to have everything, and says how much it has not.
+func (d *DLQ) writeRest(ctx context.Context) error {
+	if left, err := d.journal.drain(ctx); left > 0 {
+		return fmt.Errorf("dlq: changes of %d letters are not in the store: %w", left, errors.Join(ErrStore, err))
+	}
+	return nil
 }
 
 func (d *DLQ) underWay() int {
@@ -193,6 +207,7 @@ type DLQStats struct {
 	NextDue   time.Time     // of the next redrive; zero: none waits
 	Blocked   int           // callers who wait for room
 	Running   int           // redrives under way
+	Unwritten int           // letters whose last change, or removal, is not in the store yet
 
 	DLQCounters
 	Delivery DeliveryStats
@@ -200,13 +215,14 @@ type DLQStats struct {
 
 // DLQCounters count since the queue was made.
 type DLQCounters struct {
-	Admitted uint64 // letters that came in, by import as well
+	Admitted uint64 // letters that came in, by import and from the store as well
+	Loaded   uint64 // of these, from the store when the queue was made
 	Acked    uint64 // letters whose write has happened
 	Deleted  uint64 // by Delete
 	Dropped  uint64 // by OverflowDropOldest
 
 	Merged   uint64 // failures that joined the letter of their key
-	Refused  uint64 // letters that did not fit, or came after Close: their writes stayed with the callers
+	Refused  uint64 // letters that did not fit, did not get into the store, or came after Close: their writes stayed with the callers
 	Spilled  uint64 // letters that Spill took
 	Redriven uint64 // times a letter was taken up, look-ups and refusals included
 	Failed   uint64 // attempts spent
@@ -215,6 +231,8 @@ type DLQCounters struct {
 	GivenUp   uint64 // times a letter was parked
 	Expired   uint64 // of these, because its time was over
 	Overtaken uint64 // letters superseded
+
+	StoreFailures uint64 // writes that the store did not take
 }
 
 // Stats returns the numbers at this moment. It changes nothing.
@@ -231,6 +249,9 @@ func (d *DLQ) Stats() DLQStats {
 		Parked: n[LetterParked], Superseded: n[LetterSuperseded],
 		Bytes: d.box.bytes, NextDue: d.box.nextDue(), Blocked: len(d.blocked), Running: len(d.running),
 		DLQCounters: d.counters, Delivery: d.events.stats(),
+	}
+	if d.journal != nil {
+		s.Unwritten = len(d.journal.entries)
 	}
 	if oldest, ok := d.box.active.Peek(); ok {
 		s.OldestAge = max(0, now.Sub(oldest.letter.First))

@@ -7,15 +7,17 @@ import (
 	"github.com/retell-resilience/resilience/internal/heapq"
 )
 
-// letterBox keeps letters in memory and finds them by id, key, resource, due time and age, each in O(log n). It is the
-// seam for a durable store: every change goes through insert, change and remove. It is not safe for concurrent use, and
-// decides nothing: that is the queue's business.
+// letterBox keeps letters in memory and finds them by id, key, resource, due time and age, each in O(log n). Every change
+// goes through expect, change and remove, which tell the journal of a durable store. It is not safe for concurrent use,
+// and decides nothing: that is the queue's business.
 //
 // A letter in the box is never changed in place, a changed copy takes its place. So whoever read the pointer under the
 // lock may go on reading without it.
 type letterBox struct {
+	note       func(id string, l *Letter, fresh bool) uint64 // tells the journal; l nil: it is gone; nil: there is none
 	byID       map[string]*letterSlot
 	keyID      func(string) string                  // makes the id of a key; nil: the key itself
+	keyed      bool                                 // byKey goes by keyID
 	byKey      map[string]*letterSlot               // by the id of the key
 	byResource map[string]*heapq.Queue[*letterSlot] // oldest first; superseded letters are no longer in it
 
@@ -27,6 +29,8 @@ type letterBox struct {
 
 	bytes, looseBytes int64
 	states            [letterStates]int
+	coming            int // letters on their way into the store: found by id and key, and no part of anything else
+	comingBytes       int64
 	seq, token        uint64
 }
 
@@ -36,9 +40,13 @@ type letterSlot struct {
 	size   int64
 	seq    uint64
 	token  uint64 // of the lease; 0: none
+	noted  uint64 // the journal's number of the last change
 	road   leg    // by which it came; nil: the first
 	waits  int    // refusals and look-ups in a row, for the backoff between them
 	flying bool   // whoever holds the lease may be sending
+
+	arrival   *arrival // it is on its way into the store; nil: it is in the queue, or has left
+	withdrawn bool     // it did not get into the store
 
 	atWaiting, atReady, atExpiring, atActive, atLoose, atResource int
 }
@@ -68,7 +76,7 @@ func earlier(x, y time.Time, a, b *letterSlot) bool {
 	return x.Before(y)
 }
 
-func (b *letterBox) len() int { return len(b.byID) }
+func (b *letterBox) len() int { return len(b.byID) - b.coming }
 
 func (b *letterBox) idOf(key string) string {
 	if b.keyID == nil {
@@ -78,34 +86,89 @@ func (b *letterBox) idOf(key string) string {
 }
 
 // ofKey returns the letter of a key, nil if there is none.
-func (b *letterBox) ofKey(key string) *letterSlot { return b.byKey[b.idOf(key)] }
+func (b *letterBox) ofKey(key string) *letterSlot { return b.keys()[b.idOf(key)] }
+
+// keys is byKey. The letters of a store may have come before it was known how ids of keys are made.
+func (b *letterBox) keys() map[string]*letterSlot {
+	if b.keyID != nil && !b.keyed {
+		b.keyed = true
+		clear(b.byKey)
+		for _, s := range b.byID {
+			b.byKey[b.idOf(s.letter.Key)] = s
+		}
+	}
+	return b.byKey
+}
 
 // insert takes over l, whose id and key must be new.
-func (b *letterBox) insert(l *Letter, road leg) {
+func (b *letterBox) insert(l *Letter, road leg) { b.land(b.expect(l, road)) }
+
+// expect takes over l, whose id and key must be new, as one that is to come.
+func (b *letterBox) expect(l *Letter, road leg) *letterSlot {
 	b.seq++
-	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road}
-	b.byID[l.ID], b.byKey[b.idOf(l.Key)] = s, s
-	b.bytes += s.size
-	b.states[l.state()]++
+	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road, arrival: &arrival{over: make(chan struct{})}}
+	b.byID[l.ID], b.keys()[b.idOf(l.Key)] = s, s
+	b.coming++
+	b.comingBytes += s.size
+	b.write(s, true)
 	b.place(s)
+	return s
+}
+
+// land makes a letter that was expected one of the box.
+func (b *letterBox) land(s *letterSlot) {
+	b.arrived(s)
+	b.bytes += s.size
+	b.states[s.letter.state()]++
+	b.place(s)
+}
+
+func (b *letterBox) arrived(s *letterSlot) {
+	b.coming--
+	b.comingBytes -= s.size
+	close(s.arrival.over)
+	s.arrival = nil
+}
+
+func (b *letterBox) write(s *letterSlot, fresh bool) {
+	if b.note != nil {
+		s.noted = b.note(s.letter.ID, s.letter, fresh)
+	}
 }
 
 // change puts an edited copy in the place of the letter. edit must not touch what size counts, nor First.
 func (b *letterBox) change(s *letterSlot, edit func(*Letter)) {
+	b.edit(s, edit)
+	b.write(s, false)
+}
+
+// refresh brings the letter up to date with its lease, which is not written.
+func (b *letterBox) refresh(s *letterSlot) { b.edit(s, func(*Letter) {}) }
+
+func (b *letterBox) edit(s *letterSlot, edit func(*Letter)) {
 	l := *s.letter
 	edit(&l)
 	l.Leased = s.token != 0
-	b.states[s.letter.state()]--
-	b.states[l.state()]++
+	if s.arrival == nil {
+		b.states[s.letter.state()]--
+		b.states[l.state()]++
+	}
 	s.letter = &l
 	b.place(s)
 }
 
 func (b *letterBox) remove(s *letterSlot) {
 	delete(b.byID, s.letter.ID)
-	delete(b.byKey, b.idOf(s.letter.Key))
-	b.bytes -= s.size
-	b.states[s.letter.state()]--
+	delete(b.keys(), b.idOf(s.letter.Key))
+	if s.arrival != nil {
+		b.arrived(s)
+	} else {
+		b.bytes -= s.size
+		b.states[s.letter.state()]--
+	}
+	if b.note != nil {
+		s.noted = b.note(s.letter.ID, nil, false)
+	}
 	s.token = 0
 	for _, q := range b.queues() {
 		q.Remove(s)
@@ -122,12 +185,13 @@ func (b *letterBox) queues() [4]*heapq.Queue[*letterSlot] {
 // place brings every index up to date with the letter.
 func (b *letterBox) place(s *letterSlot) {
 	l, state := s.letter, s.letter.state()
+	here := s.arrival == nil
 	b.ready.Remove(s)
-	idle := state == LetterWaiting || state == LetterInDoubt
+	idle := here && (state == LetterWaiting || state == LetterInDoubt)
 	keep(b.waiting, s, idle)
 	keep(b.expiring, s, idle && !l.Expires.IsZero())
-	keep(b.active, s, !l.Parked && !l.Superseded)
-	b.loosen(s, state != LetterLeased && !l.InDoubt)
+	keep(b.active, s, here && !l.Parked && !l.Superseded)
+	b.loosen(s, here && state != LetterLeased && !l.InDoubt)
 	switch {
 	case l.Superseded:
 		b.leaveResource(s)
@@ -232,17 +296,27 @@ func (b *letterBox) nextExpiry() time.Time {
 func (b *letterBox) lease(s *letterSlot) uint64 {
 	b.token++
 	s.token, s.flying = b.token, false
-	b.change(s, func(*Letter) {})
+	b.refresh(s)
 	return s.token
 }
 
 // snapshot returns all letters, in no order: sortLetters needs no lock.
 func (b *letterBox) snapshot() []letterView {
-	all := make([]letterView, 0, len(b.byID))
+	all := make([]letterView, 0, b.len())
 	for _, s := range b.byID {
-		all = append(all, letterView{s.letter, s.seq, s.token != 0 && s.flying})
+		if s.arrival == nil {
+			all = append(all, letterView{s.letter, s.seq, s.token != 0 && s.flying})
+		}
 	}
 	return all
+}
+
+// ofID returns the letter with that id, nil if there is none, or if it has not arrived.
+func (b *letterBox) ofID(id string) *letterSlot {
+	if s := b.byID[id]; s != nil && s.arrival == nil {
+		return s
+	}
+	return nil
 }
 
 // letterView is a letter as it was at one moment.

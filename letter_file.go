@@ -3,6 +3,7 @@ package resilience
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -26,6 +27,7 @@ type letterHeader struct {
 	Format  string `json:"format"`
 	Version int    `json:"version"`
 	Count   int    `json:"count"`
+	Sealed  bool   `json:"sealed,omitempty"` // by DLQConfig.Seal, each letter after Redact
 }
 
 type letterTrailer struct {
@@ -33,13 +35,14 @@ type letterTrailer struct {
 }
 
 // Export writes all letters to w, the oldest first, as JSON lines that Import reads. A letter being redriven is written as
-// waiting, or as in doubt where it may be on its way and must happen once. DLQConfig.Redact is applied. Letters hold no credentials but may hold personal data: protect the file. The
-// queue is not changed and works on meanwhile; what happens after the beginning is not in the export.
+// waiting, or as in doubt where it may be on its way and must happen once. DLQConfig.Redact is applied, then DLQConfig.Seal.
+// Letters hold no credentials but may hold personal data: protect the file. The queue is not changed and works on meanwhile;
+// what happens after the beginning is not in the export.
 func (d *DLQ) Export(w io.Writer) error {
 	all := d.view()
 	sum := sha256.New()
 	out := bufio.NewWriter(w)
-	err := writeLine(out, sum, letterHeader{letterFormat, letterVersion, len(all)})
+	err := writeLine(out, sum, letterHeader{letterFormat, letterVersion, len(all), d.cfg.Seal != nil})
 	for _, v := range all {
 		if err != nil {
 			return err
@@ -47,6 +50,9 @@ func (d *DLQ) Export(w io.Writer) error {
 		l := v.letter.clone()
 		l.InDoubt = l.InDoubt || v.flying && l.effect() == EffectOnce // whoever reads this cannot know how it ended
 		if err = d.redact(&l); err == nil {
+			err = d.guard(l.Operation, func() (err error) { l, err = d.seal(&l); return err })
+		}
+		if err == nil {
 			err = writeLine(out, sum, lineOf(&l))
 		}
 	}
@@ -107,7 +113,9 @@ func sameRequest(a, b *Letter) bool {
 // Import adds the letters of an export, with their attempts and due times; due ones are redriven in the order of the
 // export. Letters that are here already, by id or by key, are left as they are. Everything is read and checked before
 // anything is changed: a file that is not whole, was altered, has another version, or holds more than fits
-// ([ErrLettersFull], whatever the overflow policy) is refused as a whole. Register functions with Handle before.
+// ([ErrLettersFull], whatever the overflow policy) is refused as a whole; so is one that does not get into DLQConfig.Store
+// within a minute (ErrLettersFull joined to the reason). A sealed export needs DLQConfig.Open; one that is not is taken all
+// the same. Register functions with Handle before.
 func (d *DLQ) Import(r io.Reader) error {
 	if d == nil {
 		return fmt.Errorf("%w: there is no queue", ErrLettersFull)
@@ -116,28 +124,85 @@ func (d *DLQ) Import(r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("dlq: import: %w", err)
 	}
+	for {
+		all, coming, err := d.expectAll(letters)
+		switch {
+		case coming != nil:
+			<-coming // whether one of the same key or id is here, is known then; it takes no longer than a write may
+		case err != nil:
+			return err
+		default:
+			return d.landAll(all)
+		}
+	}
+}
+
+// expectAll gives the letters that are not here yet their places, all or none.
+func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return ErrClosed
+		return nil, nil, ErrClosed
 	}
-	fresh := letters[:0]
+	var fresh []*Letter
 	var size int64
 	for _, l := range letters {
-		if d.box.byID[l.ID] == nil && d.box.ofKey(l.Key) == nil {
+		byID, byKey := d.box.byID[l.ID], d.box.ofKey(l.Key)
+		for _, s := range []*letterSlot{byID, byKey} {
+			if s != nil && s.arrival != nil {
+				return nil, s.arrival.over, nil
+			}
+		}
+		if byID == nil && byKey == nil {
 			fresh = append(fresh, l)
 			size += l.size()
 		}
 	}
-	if !d.fits(len(fresh), size) {
-		return fmt.Errorf("dlq: import of %d letters: %w", len(fresh), ErrLettersFull)
+	if len(fresh) > 0 && !d.fits(len(fresh), size) {
+		return nil, nil, fmt.Errorf("dlq: import of %d letters: %w", len(fresh), ErrLettersFull)
 	}
 	for _, l := range fresh {
-		d.box.insert(l, nil)
-		d.counters.Admitted++
-		d.tell(EventLetterAdded, l, "import")
+		s := d.box.expect(l, nil)
+		all = append(all, placed{s, l, s.noted})
+		if d.journal == nil {
+			d.land(s, "import")
+		}
 	}
-	d.wake()
+	return all, nil, nil
+}
+
+// landAll returns when all letters of an import are in the store, and in the queue; where one does not get there, none
+// stays.
+func (d *DLQ) landAll(all []placed) (err error) {
+	if d.journal == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), letterLoadLimit, errSlowStore)
+	defer cancel()
+	for _, p := range all {
+		if err == nil {
+			err = d.journal.await(ctx, p.letter.ID, p.seq)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range all {
+		if err == nil && p.slot.withdrawn {
+			err = errSlowStore // for a call with the same key, and for us
+		}
+	}
+	for _, p := range all {
+		switch {
+		case p.slot.arrival == nil: // it went its way already, with a call of the same key
+		case err != nil:
+			d.withdraw(p.slot)
+		default:
+			d.land(p.slot, "import")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("dlq: import of %d letters: %w", len(all), &notStored{err})
+	}
 	return nil
 }
 
@@ -155,11 +220,16 @@ func (d *DLQ) readLetters(r io.Reader) ([]*Letter, error) {
 		return nil, fmt.Errorf("header: version %d is not known, only %d", h.Version, letterVersion)
 	case h.Count < 0:
 		return nil, errors.New("header: negative count")
+	case h.Sealed && d.cfg.Open == nil:
+		return nil, errors.New("header: the export is sealed, and DLQConfig.Open is missing")
 	}
 	var letters []*Letter
 	ids, keys := map[string]bool{}, map[string]bool{}
 	for n := range h.Count {
 		l, err := in.letter()
+		if err == nil && h.Sealed {
+			l, err = d.opened(l)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("letter %d of %d: %w", n+1, h.Count, err)
 		}
@@ -167,6 +237,7 @@ func (d *DLQ) readLetters(r io.Reader) ([]*Letter, error) {
 			return nil, fmt.Errorf("letter %d of %d: id or key is there twice", n+1, h.Count)
 		}
 		ids[l.ID], keys[l.Key] = true, true
+		l.tidy()
 		letters = append(letters, l)
 	}
 	return letters, in.end()
@@ -365,11 +436,16 @@ func (w letterLine) letter() (*Letter, error) {
 	if l.First.IsZero() || l.Next.IsZero() || !l.writable() || !writable(l.Expires) || !writable(l.NotAfter) {
 		return nil, errors.New("a time is missing or out of bounds")
 	}
+	return l, nil
+}
+
+// tidy holds for every letter that comes from a file or a store, whatever the file says.
+func (l *Letter) tidy() {
+	l.Leased = false
 	l.strip()
 	if l.Redacted && !l.Parked {
 		l.Parked, l.ParkedReason = true, "redacted"
 	}
-	return l, nil
 }
 
 // byName is the inverse of String, for the values up to last.

@@ -37,6 +37,7 @@ func (w *work) finish(err error) {
 
 // batch is one transaction.
 type batch struct {
+	tx                          *bbolt.Tx
 	records, unsettled, expires *bbolt.Bucket
 	keys, open                  int64 // how many records there are, and how many are unsettled
 	maxKeys                     int
@@ -248,7 +249,7 @@ func (s *Store) transact(list []*work) error {
 func (s *Store) begin(tx *bbolt.Tx) (*batch, error) {
 	keys, open, err := readCounts(tx.Bucket(bucketMeta))
 	b := &batch{
-		records: tx.Bucket(bucketRecords), unsettled: tx.Bucket(bucketUnsettled), expires: tx.Bucket(bucketExpires),
+		tx: tx, records: tx.Bucket(bucketRecords), unsettled: tx.Bucket(bucketUnsettled), expires: tx.Bucket(bucketExpires),
 		keys: keys, open: open, maxKeys: s.opts.MaxKeys,
 	}
 	return b, err

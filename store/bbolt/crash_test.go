@@ -39,6 +39,7 @@ var children = map[string]func(path string) error{
 	"after answer":   func(path string) error { return callAndDie(path, "after answer") },
 	"after record":   func(path string) error { return callAndDie(path, "after record") },
 	"storm":          storm,
+	"letters":        parkUntilKilled,
 	"file too large": fillUp,
 }
 

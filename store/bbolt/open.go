@@ -171,7 +171,7 @@ func inspect(path string, opts Options) error {
 			if err := checkFormat(tx); err != nil {
 				return err
 			}
-			return check(tx)
+			return cmp.Or(check(tx), checkLetters(tx))
 		})
 	})
 }

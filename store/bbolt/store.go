@@ -1,5 +1,6 @@
-// Package boltstore keeps idempotency keys in one bbolt file: a durable [resilience.KeyStore] for a service that runs as
-// one process and must not ring twice after a restart.
+// Package boltstore keeps idempotency keys and dead letters in one bbolt file: a durable [resilience.KeyStore], and with
+// [Store.Letters] a [resilience.LetterStore], for a service that runs as one process and must neither ring twice nor forget
+// to ring after a restart.
 //
 // # What it promises
 //
@@ -20,12 +21,13 @@
 //
 // # What it stores
 //
-// The buckets are records, by id; the ids of what is not settled; and the finished ones by expiry. So neither looking
+// The buckets are records, by id; the ids of what is not settled; the finished ones by expiry; and letters, by id. So neither looking
 // after keys in doubt nor sweeping reads what is of no concern. A record is a version byte, fields with a number and a
 // length each, and a checksum over it and its id (see encode.go). A record of a version or with a field that is not known
 // is an error that wraps [ErrNewer], never a record without it. Times come back in UTC, exact to the nanosecond.
 //
-// Answers of calls, with what they say about people, are in the file; it is created with mode 0600. Keys are not.
+// Answers of calls and requests of letters, with what they say about people, are in the file; it is created with mode 0600.
+// Keys are only in letters, which cannot do without.
 package boltstore
 
 import (

@@ -1,0 +1,393 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/retell-resilience/resilience"
+)
+
+// bucketLetters holds dead letters by id. It is made with the first one.
+var bucketLetters = []byte("letters")
+
+// Letters is the part of the file that keeps dead letters; it goes into resilience.DLQConfig.Store, of one queue at a
+// time. Letters share commits, and so syncs, with keys: a letter costs its caller what a key costs. Ids have 1 to 1024
+// bytes. MaxKeys does not bound them, DLQConfig does. What letters hold (bodies, with what they say about people) is in
+// the file in clear, unless DLQConfig.Seal seals it.
+//
+// After an error other than one of a context or resilience.ErrClosed a write may have been made.
+func (s *Store) Letters() resilience.LetterStore { return letters{s} }
+
+type letters struct{ store *Store }
+
+// Put implements [resilience.LetterStore]: when it returns nil the letter is on the disk.
+func (l letters) Put(ctx context.Context, letter resilience.Letter) error {
+	value := encodeLetter(letter)
+	return l.do(ctx, letter.ID, len(value), func(b *batch) error {
+		bucket, err := b.tx.CreateBucketIfNotExists(bucketLetters)
+		if err != nil {
+			return err
+		}
+		b.changed = true
+		return bucket.Put([]byte(letter.ID), value)
+	})
+}
+
+// Remove implements [resilience.LetterStore]: when it returns nil the removal is on the disk.
+func (l letters) Remove(ctx context.Context, id string) error {
+	return l.do(ctx, id, 0, func(b *batch) error {
+		bucket := b.tx.Bucket(bucketLetters)
+		if bucket == nil || bucket.Get([]byte(id)) == nil {
+			return nil
+		}
+		b.changed = true
+		return bucket.Delete([]byte(id))
+	})
+}
+
+func (l letters) do(ctx context.Context, id string, size int, run func(b *batch) error) error {
+	if n := len(id); n == 0 || n > maxID {
+		return fmt.Errorf("Letter.ID: must have 1 to %d bytes, got %d", maxID, n)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return l.store.do(ctx, size, run)
+}
+
+// What Load reads at a time: nothing of the file is held while somebody does something with the letters.
+const (
+	loadLetters = 256
+	loadBytes   = 4 << 20
+)
+
+// Load implements [resilience.LetterStore], in the order of ids. Letters that are put meanwhile may be among them or not.
+func (l letters) Load(ctx context.Context, each func(resilience.Letter) error) error {
+	var at []byte
+	for {
+		page, err := l.page(ctx, at)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, letter := range page {
+			if err := each(letter); err != nil {
+				return err
+			}
+		}
+		at = []byte(page[len(page)-1].ID)
+	}
+}
+
+// page returns the next letters after the id at.
+func (l letters) page(ctx context.Context, at []byte) (page []resilience.Letter, err error) {
+	err = l.store.view(ctx, func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(bucketLetters)
+		if bucket == nil {
+			return nil
+		}
+		c := bucket.Cursor()
+		k, v := c.Seek(at)
+		if k != nil && bytes.Equal(k, at) {
+			k, v = c.Next()
+		}
+		for size := 0; k != nil && len(page) < loadLetters && size < loadBytes; k, v = c.Next() {
+			letter, err := decodeLetter(string(k), v)
+			if err != nil {
+				return err
+			}
+			page = append(page, letter)
+			size += len(v)
+		}
+		return nil
+	})
+	return page, err
+}
+
+// checkLetters reads every letter.
+func checkLetters(tx *bbolt.Tx) error {
+	bucket := tx.Bucket(bucketLetters)
+	if bucket == nil {
+		return nil
+	}
+	return bucket.ForEach(func(k, v []byte) error {
+		_, err := decodeLetter(string(k), v)
+		return err
+	})
+}
+
+// A letter is encoded as a record is, with numbers of its own. See encode.go for what that promises.
+const letterEncoding = 1
+
+const (
+	letterOperation = iota + 1
+	letterKey
+	letterNamed
+	letterCallOperation
+	letterEffect
+	letterPriority
+	letterClass
+	letterLimit
+	letterBudget
+	letterResource
+	letterMethod
+	letterURL
+	letterHost
+	letterHeader
+	letterBody
+	letterNeedsAuth
+	letterCause
+	letterDetail
+	letterStatus
+	letterAttempts
+	letterRedrives
+	letterFirst
+	letterLast
+	letterNext
+	letterExpires
+	letterNotAfter
+	letterInDoubt
+	letterParked
+	letterParkedReason
+	letterSuperseded
+	letterRedacted
+	letterHistory
+)
+
+const (
+	attemptTime = iota + 1
+	attemptCause
+	attemptDetail
+	attemptStatus
+)
+
+func encodeLetter(l resilience.Letter) []byte {
+	w := writer{buf: make([]byte, 1, 1024+len(l.Body))}
+	w.buf[0] = letterEncoding
+	w.text(letterOperation, l.Operation)
+	w.text(letterKey, l.Key)
+	w.bool(letterNamed, l.Named)
+	w.text(letterCallOperation, l.Call.Operation)
+	w.uint(letterEffect, uint64(l.Call.Effect))
+	w.uint(letterPriority, uint64(l.Call.Priority))
+	w.uint(letterClass, uint64(l.Call.Class))
+	w.duration(letterLimit, l.Call.Limit)
+	w.duration(letterBudget, l.Call.Budget)
+	w.text(letterResource, l.Call.Resource)
+	w.text(letterMethod, l.Method)
+	w.text(letterURL, l.URL)
+	w.text(letterHost, l.Host)
+	if l.Header != nil {
+		w.field(letterHeader, appendHeader(nil, l.Header))
+	}
+	if l.Body != nil {
+		w.field(letterBody, l.Body)
+	}
+	w.bool(letterNeedsAuth, l.NeedsAuth)
+	w.text(letterCause, l.Cause)
+	w.text(letterDetail, l.Detail)
+	w.int(letterStatus, l.StatusCode)
+	w.int(letterAttempts, l.Attempts)
+	w.int(letterRedrives, l.Redrives)
+	w.time(letterFirst, l.First)
+	w.time(letterLast, l.Last)
+	w.time(letterNext, l.Next)
+	w.time(letterExpires, l.Expires)
+	w.time(letterNotAfter, l.NotAfter)
+	w.bool(letterInDoubt, l.InDoubt)
+	w.bool(letterParked, l.Parked)
+	w.text(letterParkedReason, l.ParkedReason)
+	w.bool(letterSuperseded, l.Superseded)
+	w.bool(letterRedacted, l.Redacted)
+	if l.History != nil {
+		w.field(letterHistory, appendHistory(nil, l.History))
+	}
+	return binary.BigEndian.AppendUint32(w.buf, checksum(l.ID, w.buf))
+}
+
+func (w *writer) bool(number int, b bool) {
+	if b {
+		w.field(number, nil)
+	}
+}
+
+func (w *writer) duration(number int, d time.Duration) {
+	if d != 0 {
+		w.field(number, binary.AppendVarint(nil, int64(d)))
+	}
+}
+
+func appendHistory(b []byte, list []resilience.LetterAttempt) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for _, a := range list {
+		var w writer // fields as in a letter, so that one more can come
+		w.time(attemptTime, a.Time)
+		w.text(attemptCause, a.Cause)
+		w.text(attemptDetail, a.Detail)
+		w.int(attemptStatus, a.StatusCode)
+		b = append(binary.AppendUvarint(b, uint64(len(w.buf))), w.buf...)
+	}
+	return b
+}
+
+// decodeLetter makes a letter that shares nothing with b. It knows all of it or fails.
+func decodeLetter(id string, b []byte) (resilience.Letter, error) {
+	l := resilience.Letter{ID: id}
+	if len(b) < 5 {
+		return l, fmt.Errorf("%w: a letter is too short", ErrCorrupt)
+	}
+	b, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
+	if sum != checksum(id, b) {
+		return l, fmt.Errorf("%w: a letter does not fit its checksum", ErrCorrupt)
+	}
+	if b[0] != letterEncoding {
+		return l, fmt.Errorf("%w: letter encoding %d", ErrNewer, b[0])
+	}
+	var newer error
+	r := reader{buf: b[1:]}
+	r.fields(func(number int, v *reader) bool {
+		known := decodeRequest(&l, number, v) || decodeFate(&l, number, v, &newer)
+		if !known {
+			newer = fmt.Errorf("%w: letter field %d", ErrNewer, number)
+		}
+		return known
+	})
+	switch {
+	case newer != nil:
+		return resilience.Letter{}, newer
+	case r.bad:
+		return resilience.Letter{}, fmt.Errorf("%w: a letter makes no sense", ErrCorrupt)
+	case l.Call.Effect > resilience.EffectOnce || l.Call.Priority > resilience.PriorityBulk || l.Call.Class > resilience.ClassLongPoll:
+		return resilience.Letter{}, fmt.Errorf("%w: an effect, priority or class", ErrNewer)
+	}
+	return l, nil
+}
+
+// fields hands over field by field, in rising order of numbers, until one is not known.
+func (r *reader) fields(field func(number int, v *reader) (known bool)) {
+	for last := 0; len(r.buf) > 0 && !r.bad; {
+		number := int(r.byte())
+		value := reader{buf: r.bytes()}
+		if r.bad || number <= last {
+			r.bad = true
+			return
+		}
+		last = number
+		if !field(number, &value) {
+			return
+		}
+		r.bad = value.bad || len(value.buf) > 0
+	}
+}
+
+func decodeRequest(l *resilience.Letter, number int, v *reader) (known bool) {
+	switch number {
+	case letterOperation:
+		l.Operation = v.rest()
+	case letterKey:
+		l.Key = v.rest()
+	case letterNamed:
+		l.Named = true
+	case letterCallOperation:
+		l.Call.Operation = v.rest()
+	case letterEffect:
+		l.Call.Effect = resilience.Effect(min(v.uint(), 255))
+	case letterPriority:
+		l.Call.Priority = resilience.Priority(min(v.uint(), 255))
+	case letterClass:
+		l.Call.Class = resilience.Class(min(v.uint(), 255))
+	case letterLimit:
+		l.Call.Limit = time.Duration(v.signed())
+	case letterBudget:
+		l.Call.Budget = time.Duration(v.signed())
+	case letterResource:
+		l.Call.Resource = v.rest()
+	case letterMethod:
+		l.Method = v.rest()
+	case letterURL:
+		l.URL = v.rest()
+	case letterHost:
+		l.Host = v.rest()
+	case letterHeader:
+		l.Header = v.header()
+	case letterBody:
+		l.Body = []byte(v.rest())
+	case letterNeedsAuth:
+		l.NeedsAuth = true
+	default:
+		return false
+	}
+	return true
+}
+
+func decodeFate(l *resilience.Letter, number int, v *reader, newer *error) (known bool) {
+	switch number {
+	case letterCause:
+		l.Cause = v.rest()
+	case letterDetail:
+		l.Detail = v.rest()
+	case letterStatus:
+		l.StatusCode = v.int()
+	case letterAttempts:
+		l.Attempts = v.int()
+	case letterRedrives:
+		l.Redrives = v.int()
+	case letterFirst:
+		l.First = v.time()
+	case letterLast:
+		l.Last = v.time()
+	case letterNext:
+		l.Next = v.time()
+	case letterExpires:
+		l.Expires = v.time()
+	case letterNotAfter:
+		l.NotAfter = v.time()
+	case letterInDoubt:
+		l.InDoubt = true
+	case letterParked:
+		l.Parked = true
+	case letterParkedReason:
+		l.ParkedReason = v.rest()
+	case letterSuperseded:
+		l.Superseded = true
+	case letterRedacted:
+		l.Redacted = true
+	case letterHistory:
+		l.History = v.history(newer)
+	default:
+		return false
+	}
+	return true
+}
+
+func (r *reader) history(newer *error) []resilience.LetterAttempt {
+	n := r.many()
+	list := make([]resilience.LetterAttempt, 0, n)
+	for range n {
+		var a resilience.LetterAttempt
+		one := reader{buf: r.bytes()}
+		one.fields(func(number int, v *reader) bool {
+			switch number {
+			case attemptTime:
+				a.Time = v.time()
+			case attemptCause:
+				a.Cause = v.rest()
+			case attemptDetail:
+				a.Detail = v.rest()
+			case attemptStatus:
+				a.StatusCode = v.int()
+			default:
+				*newer = fmt.Errorf("%w: attempt field %d", ErrNewer, number)
+				return false
+			}
+			return true
+		})
+		r.bad = r.bad || one.bad
+		list = append(list, a)
+	}
+	return list
+}

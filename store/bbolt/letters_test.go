@@ -1,0 +1,177 @@
+package boltstore
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/bbolt"
+
+	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/storetest"
+)
+
+func TestLetters_Conformance(t *testing.T) {
+	stores, paths := map[resilience.LetterStore]*Store{}, map[resilience.LetterStore]string{}
+	start := func(t *testing.T, path string) resilience.LetterStore {
+		s := open(t, path, Options{})
+		l := s.Letters()
+		stores[l], paths[l] = s, path
+		return l
+	}
+	storetest.RunLetters(t, func(t *testing.T) resilience.LetterStore {
+		return start(t, filepath.Join(t.TempDir(), "keys.db"))
+	}, storetest.ReopenLetters(func(t *testing.T, old resilience.LetterStore) resilience.LetterStore {
+		require.NoError(t, stores[old].Close())
+		return start(t, paths[old])
+	}))
+}
+
+func sampleLetter() resilience.Letter {
+	at := time.Date(2026, 11, 23, 14, 0, 0, 5, time.UTC)
+	return resilience.Letter{
+		ID: "id", Operation: "op", Key: "k", Named: true,
+		Call: resilience.Call{
+			Operation: "co", Effect: resilience.EffectOnce, Priority: resilience.PriorityBulk, Class: resilience.ClassLongPoll,
+			Limit: -1, Budget: time.Second, Resource: "res",
+		},
+		Method: "POST", URL: "u\xff", Host: "h", Header: http.Header{"A": {"\xff", ""}, "B": {}}, Body: []byte{0, 255}, NeedsAuth: true,
+		Cause: "c", Detail: "d", StatusCode: 503, Attempts: 2, Redrives: 3, First: at, Last: at, Next: at, Expires: at, NotAfter: at,
+		InDoubt: true, Parked: true, ParkedReason: "p", Superseded: true, Redacted: true,
+		History: []resilience.LetterAttempt{{Time: at, Cause: "c", Detail: "d", StatusCode: 503}, {}},
+	}
+}
+
+// Every field is stored: one that is added to Letter must get a number here.
+func TestLetters_EveryField(t *testing.T) {
+	v := reflect.ValueOf(sampleLetter())
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Name
+		require.Equal(t, name == "Leased", v.Field(i).IsZero(), "sampleLetter leaves Letter.%s out", name)
+	}
+	got, err := decodeLetter("id", encodeLetter(sampleLetter()))
+	require.NoError(t, err)
+	require.Equal(t, sampleLetter(), got)
+}
+
+// What was written once can be read for ever.
+func TestLetters_Version1(t *testing.T) {
+	b, err := hex.DecodeString(goldenLetter)
+	require.NoError(t, err)
+	got, err := decodeLetter("id", b)
+	require.NoError(t, err)
+	require.Equal(t, sampleLetter(), got)
+	require.Equal(t, goldenLetter, hex.EncodeToString(encodeLetter(sampleLetter())))
+}
+
+const goldenLetter = "0101026f7002016b03000402636f050103060103070103080101090580a8d6b9070a037265730b04504f53540c0275ff0d01680e0a0201410201ff000142000f0200ff10001101631201641302ee071401041501061606c09ba2b00d051706c09ba2b00d051806c09ba2b00d051906c09ba2b00d051a06c09ba2b00d051b001c001d01701e001f00201502120106c09ba2b00d050201630301640402ee07002a88f1a5"
+
+func TestLetters_NothingIsDroppedSilently(t *testing.T) {
+	whole := encodeLetter(sampleLetter())
+	content := whole[:len(whole)-4]
+	newer := append([]byte(nil), content...)
+	newer[0] = 2
+	for _, b := range [][]byte{
+		newer,
+		append(append([]byte(nil), content...), 200, 1, 7),
+		{letterEncoding, letterEffect, 1, 99},
+		{letterEncoding, letterHistory, 5, 1, 3, 99, 1, 0},
+	} {
+		_, err := decodeLetter("id", sealed("id", b))
+		require.ErrorIs(t, err, ErrNewer)
+	}
+	_, err := decodeLetter("other", whole)
+	require.ErrorIs(t, err, ErrCorrupt)
+	for i := range whole {
+		for bit := range 8 {
+			bad := append([]byte(nil), whole...)
+			bad[i] ^= 1 << bit
+			_, err := decodeLetter("id", bad)
+			require.Error(t, err, "byte %d", i)
+		}
+		_, err := decodeLetter("id", whole[:i])
+		require.Error(t, err)
+	}
+}
+
+func FuzzDecodeLetter(f *testing.F) {
+	whole := encodeLetter(sampleLetter())
+	f.Add(whole[:len(whole)-4])
+	f.Add([]byte{letterEncoding, letterHistory, 5, 1, 3, attemptStatus, 1, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := decodeLetter("id", sealed("id", b))
+		if err != nil {
+			return
+		}
+		again, err := decodeLetter("id", encodeLetter(l))
+		require.NoError(t, err)
+		require.Equal(t, l, again)
+	})
+}
+
+// A damaged letter, or one of a newer version, is found when the file is opened; with SkipCheck, when it is loaded.
+func TestLetters_Damage(t *testing.T) {
+	for name, c := range map[string]struct {
+		value []byte
+		want  error
+	}{
+		"damaged": {[]byte("nonsense"), ErrCorrupt},
+		"newer":   {sealed("x", []byte{2}), ErrNewer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := keysFile(t)
+			s := open(t, path, Options{})
+			require.NoError(t, s.Letters().Put(t.Context(), sampleLetter()))
+			require.NoError(t, s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketLetters).Put([]byte("x"), c.value) }))
+			require.NoError(t, s.Close())
+			_, err := Open(path, Options{})
+			require.ErrorIs(t, err, c.want)
+			s = open(t, path, Options{SkipCheck: true})
+			require.ErrorIs(t, s.Letters().Load(t.Context(), func(resilience.Letter) error { return nil }), c.want)
+			_, err = resilience.NewDLQ(resilience.DLQConfig{Store: s.Letters()})
+			require.ErrorIs(t, err, c.want)
+		})
+	}
+}
+
+func TestLetters_ShareCommitsWithKeys(t *testing.T) {
+	s := open(t, keysFile(t), Options{})
+	const n = 200
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			l := sampleLetter()
+			l.ID = fmt.Sprint(i)
+			require.NoError(t, s.Letters().Put(context.Background(), l))
+		})
+		wg.Go(func() { swap(t, s, 0, claim(fmt.Sprint(i), "t")) })
+	}
+	wg.Wait()
+	st := s.Stats()
+	require.EqualValues(t, 2*n, st.Writes)
+	require.EqualValues(t, n, st.Keys)
+	require.Less(t, st.Commits, st.Writes)
+	before := s.Stats().Commits
+	require.NoError(t, s.Letters().Remove(t.Context(), "nobody"))
+	require.Equal(t, before, s.Stats().Commits, "what changes nothing costs no sync")
+}
+
+func TestLetters_BadIDsAndClosed(t *testing.T) {
+	s := open(t, keysFile(t), Options{})
+	l := s.Letters()
+	for _, id := range []string{"", string(make([]byte, 1025))} {
+		require.ErrorContains(t, l.Put(t.Context(), resilience.Letter{ID: id}), "Letter.ID")
+		require.ErrorContains(t, l.Remove(t.Context(), id), "Letter.ID")
+	}
+	require.NoError(t, s.Close())
+	require.ErrorIs(t, l.Put(t.Context(), resilience.Letter{ID: "x"}), resilience.ErrClosed)
+	require.ErrorIs(t, l.Remove(t.Context(), "x"), resilience.ErrClosed)
+	require.ErrorIs(t, l.Load(t.Context(), func(resilience.Letter) error { return nil }), resilience.ErrClosed)
+}

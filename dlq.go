@@ -142,8 +142,8 @@ func (c DLQConfig) withDefaults() DLQConfig {
 // queue that is full. Every later change is written behind: attempts, doubt, due times, parking and removal. What the store
 // does not take is counted, reported and tried again by Stack.Run and once more by Close. So after a crash every letter is
 // there whose caller was told so, as it was a moment before at worst: an attempt may be made again, and a letter whose
-// removal was not written yet comes back. Its idempotency key absorbs both, if keys are durable too. A lease ends with
-// the process: the letter waits again.
+// removal was not written yet comes back, and so may one that the store took after its caller was told that it did not.
+// The idempotency key absorbs all of this, if keys are durable too. A lease ends with the process: the letter waits again.
 //
 // All methods are safe for concurrent use and on a nil *DLQ, which keeps nothing. Redriving happens in Stack.Run, or when
 // Redrive is called.

@@ -284,6 +284,7 @@ func TestH10_MoreOfABadThingNeverImproves(t *testing.T) {
 		"abandoned": func(n int) Status { return status(abandonedStatus(n, 17)) },
 		"oldest":    func(n int) Status { return status(doubtAgeStatus(time.Duration(n) * time.Minute)) },
 		"disputed":  func(n int) Status { return status(disputedStatus(n)) },
+		"unwritten": func(n int) Status { return status(unwrittenStatus(n)) },
 	}
 	for name, judge := range judges {
 		for _, rule := range []HealthRule{{}, {DegradedFrom: 7}, {DegradedFrom: -1}, {UnhealthyFrom: 50}, {DegradedFrom: 9, UnhealthyFrom: 120}} {

@@ -24,6 +24,7 @@ import (
 //	dlq          letters          → letterStatus; Value of all letters, Unit "letters", Limit MaxLetters
 //	             parked, in doubt → Healthy; Value, Unit "letters"
 //	             oldest           → Healthy; Value age of the oldest letter that waits, Unit "s"
+//	             unwritten        → unwrittenStatus; Value letters whose last change the store has not taken, Unit "letters"
 //	timeout      limit            → Healthy; Value of timeouts fired, Unit "timeouts"
 //	             lingering        → Healthy; Value of calls that go on after theirs, Unit "calls"
 //	retry        budget           → Healthy; Value retries, Unit "retries"
@@ -40,12 +41,20 @@ import (
 // The probe reports api: responseTime, Unit "ms", whose State is "ok" or a word for what is wrong. A layer that is left out
 // is not watched. One that has nothing to judge says Healthy and State "ok".
 
+// unwrittenStatus judges changes of letters that are not in their store. A few are on their way; many mean that it takes none.
+func unwrittenStatus(n int) (Status, string) {
+	if n > 100 {
+		return Degraded, "the store of letters does not keep up: what changed since would be lost with the process"
+	}
+	return Healthy, ""
+}
+
 // layerReadings names all of the above, so that a rule for a reading that does not exist is found.
 var layerReadings = map[string][]string{
 	"api":      {"responseTime"},
 	"fallback": {"answers"},
 	"keys":     {"in doubt", "oldest", "disputed", "store", "flights"},
-	"dlq":      {"letters", "parked", "in doubt", "oldest"},
+	"dlq":      {"letters", "parked", "in doubt", "oldest", "unwritten"},
 	"timeout":  {"limit", "lingering"},
 	"retry":    {"budget", "throttled"},
 	"bulkhead": {"slots", "queue", "shed", "abandoned"},

@@ -83,6 +83,7 @@ func (s *Stack) checkLetters(context.Context) []CheckResult {
 	return []CheckResult{
 		letters, reading("parked", float64(st.Parked), "letters"), reading("in doubt", float64(st.InDoubt), "letters"),
 		reading("oldest", st.OldestAge.Seconds(), "s"),
+		reading("unwritten", float64(st.Unwritten), "letters").judged(unwrittenStatus(st.Unwritten)),
 	}
 }
 

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // answerer answers at once, in memory.
@@ -110,5 +112,70 @@ func claimAndRecord(b *testing.B, i *Idempotency, key string) {
 	}
 	if err != nil {
 		b.Fatal(err)
+	}
+}
+
+// What a finished key of a phone call takes, and how long a sweep of millions holds anybody up.
+func BenchmarkKeys_FinishedAndSwept(b *testing.B) {
+	for _, stored := range []int{1_000_000, 10_000_000} {
+		b.Run(fmt.Sprint(stored), func(b *testing.B) {
+			if testing.Short() {
+				b.Skip("needs some gigabytes")
+			}
+			for b.Loop() {
+				sweepPause(b, stored)
+			}
+		})
+	}
+}
+
+func sweepPause(b *testing.B, stored int) {
+	store := NewMemoryStore(2 * stored)
+	i := newIdem(b, IdempotencyConfig{Store: store})
+	ctx, expires := context.Background(), store.Now().Add(2*time.Minute)
+	rec := Record{
+		State: KeyConfirmed, Operation: "create-phone-call", Fingerprint: "f1:" + strings.Repeat("0", 64), Owner: i.owner,
+		Epoch: 1, Sends: 1, Doubts: 1, Claimed: store.Now(), Sent: store.Now(), Settled: store.Now(), Expires: expires,
+		CallID: "call_0123456789abcdef", Status: 201, Evidence: "answer",
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for n := range stored {
+		rec.ID = i.ID(fmt.Sprint(n))
+		if _, ok, err := store.CompareAndSwap(ctx, 0, rec); !ok || err != nil {
+			b.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(stored), "B/key")
+
+	store.codec.start = store.codec.start.Add(-time.Hour) // all of them have expired
+	swept := make(chan int)
+	go func() {
+		total := 0
+		for {
+			n, _ := store.Sweep(ctx, sweepBatch, nil)
+			if total += n; n == 0 {
+				swept <- total
+				return
+			}
+		}
+	}()
+	longest, id := time.Duration(0), i.ID("new")
+	for {
+		select {
+		case total := <-swept:
+			if total != stored {
+				b.Fatalf("%d of %d swept", total, stored)
+			}
+			b.ReportMetric(float64(longest), "ns-longest-wait")
+			return
+		default:
+			start := time.Now()
+			_, _ = store.Load(ctx, id)
+			longest = max(longest, time.Since(start))
+		}
 	}
 }

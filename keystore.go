@@ -52,7 +52,7 @@ type Capabilities struct {
 }
 
 // MemoryStore is the [KeyStore] that a program gets which names none: it keeps the promises within one process lifetime
-// and no longer. Finished records are packed into bytes: some 200 of them for a phone call, plus the answer.
+// and no longer. Finished records are packed into bytes: some 300 of them for a phone call, indexes included, plus the answer.
 type MemoryStore struct {
 	seeds  [2]maphash.Seed
 	codec  recordCodec
@@ -251,7 +251,7 @@ func (s *MemoryStore) Sweep(_ context.Context, limit int, pinned func(id string)
 }
 
 // sweepStep is how many records one hold of a shard looks at.
-const sweepStep = 64
+const sweepStep = 16
 
 // sweepSome removes some records of a shard that are due; more says that there may be others.
 func (s *MemoryStore) sweepSome(sh *memoryShard, now time.Time, n int, pinned func(string) bool) (removed int, more bool) {
@@ -266,10 +266,10 @@ func (s *MemoryStore) sweepSome(sh *memoryShard, now time.Time, n int, pinned fu
 	defer sh.mu.Unlock()
 	for i, d := range due {
 		_, k := s.shard(d.id)
-		r := s.load(sh, k, d.id)
 		switch {
-		case r.Version != d.version: // it moved on, and is listed anew if it is finished
-		case keep[i] || now.Before(r.Expires):
+		case s.versionOf(sh, k, d.id) != d.version: // it moved on, and is listed anew if it is finished
+		case keep[i]:
+			r := s.load(sh, k, d.id)
 			s.unpack(sh, k, r.ID)
 			sh.open[r.ID] = &r
 			sh.passing = append(sh.passing, expiring{d.id, d.version, now.Add(time.Minute)})

@@ -12,13 +12,15 @@ import (
 type recordCodec struct{ start time.Time }
 
 func (c recordCodec) encode(b []byte, r *Record) []byte {
+	b = binary.AppendUvarint(b, r.Version) // what a sweep asks for comes first
+	b = c.appendTime(b, r.Expires)
+	b = appendText(b, r.ID)
 	b = append(b, byte(r.State))
-	b = binary.AppendUvarint(b, r.Version)
 	b = binary.AppendUvarint(b, r.Epoch)
-	for _, s := range []string{r.ID, r.Operation, r.Resource, r.Fingerprint, r.Owner, r.Token, r.CallID, r.Evidence, r.Cause, r.Reason} {
+	for _, s := range []string{r.Operation, r.Resource, r.Fingerprint, r.Owner, r.Token, r.CallID, r.Evidence, r.Cause, r.Reason} {
 		b = appendText(b, s)
 	}
-	for _, t := range []time.Time{r.Lease, r.Claimed, r.Sent, r.Settled, r.Expires, r.NextLookup} {
+	for _, t := range []time.Time{r.Lease, r.Claimed, r.Sent, r.Settled, r.NextLookup} {
 		b = c.appendTime(b, t)
 	}
 	for _, n := range []int{r.Doubts, r.Sends, r.Status, r.Lookups} {
@@ -69,14 +71,14 @@ type recordReader struct {
 
 func (c recordCodec) decode(b []byte) (Record, error) {
 	in := &recordReader{b: b}
-	r := Record{State: KeyState(in.byte()), Version: in.uint(), Epoch: in.uint()}
-	for _, s := range []*string{&r.ID, &r.Operation, &r.Resource, &r.Fingerprint, &r.Owner, &r.Token, &r.CallID, &r.Evidence, &r.Cause, &r.Reason} {
+	var r Record
+	r.Version, r.Expires, r.ID = in.uint(), c.time(in), in.text()
+	r.State, r.Epoch = KeyState(in.byte()), in.uint()
+	for _, s := range []*string{&r.Operation, &r.Resource, &r.Fingerprint, &r.Owner, &r.Token, &r.CallID, &r.Evidence, &r.Cause, &r.Reason} {
 		*s = in.text()
 	}
-	for _, t := range []*time.Time{&r.Lease, &r.Claimed, &r.Sent, &r.Settled, &r.Expires, &r.NextLookup} {
-		if in.byte() == 1 {
-			*t = c.start.Add(time.Duration(in.int()))
-		}
+	for _, t := range []*time.Time{&r.Lease, &r.Claimed, &r.Sent, &r.Settled, &r.NextLookup} {
+		*t = c.time(in)
 	}
 	for _, n := range []*int{&r.Doubts, &r.Sends, &r.Status, &r.Lookups} {
 		*n = int(in.int())
@@ -104,13 +106,18 @@ func (c recordCodec) decode(b []byte) (Record, error) {
 	return r, nil
 }
 
-// expiresOf reads only when a record expires, and its version.
+// expiresOf reads only what a record begins with.
 func (c recordCodec) expiresOf(b []byte) (id string, version uint64, expires time.Time) {
-	r, err := c.decode(b)
-	if err != nil {
-		return "", 0, time.Time{}
+	in := &recordReader{b: b}
+	version, expires, id = in.uint(), c.time(in), in.text()
+	return id, version, expires
+}
+
+func (c recordCodec) time(in *recordReader) time.Time {
+	if in.byte() == 0 {
+		return time.Time{}
 	}
-	return r.ID, r.Version, r.Expires
+	return c.start.Add(time.Duration(in.int()))
 }
 
 func (in *recordReader) byte() byte {

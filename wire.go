@@ -1,0 +1,210 @@
+package resilience
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// A wire is the end of the road: it hands a request to a transport, watches whether it was written, and reads the answer
+// whole, so that an exchange is over when RoundTrip returns.
+type wire struct {
+	base     http.RoundTripper
+	maxBytes int64 // of a response body; 0: the default
+}
+
+const (
+	defaultMaxRequestBytes  = 8 << 20
+	defaultMaxResponseBytes = 32 << 20
+)
+
+// errResend is what a transport gets that wants to send the body of an effect-once request a second time.
+var errResend = errors.New("an effect-once request is not sent a second time")
+
+func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return enter(req, w, entry{}) }
+
+// CloseIdleConnections closes those of the transport.
+func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
+
+func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
+	return w.send(req.Context(), t, req)
+}
+
+// send is travel under another context than the request's.
+func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
+	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce}
+	if d, ok := ctx.Value(dialWatchKey{}).(dialWatch); ok {
+		seen.dial = d
+	}
+	ctx = httptrace.WithClientTrace(ctx, seen.trace())
+	out, payload := req.WithContext(ctx), t.payload
+	if t.marked != nil {
+		t.marked.apply(out)
+		payload = t.marked.payload
+	}
+	seen.repeats = replayable(req.Method) || hasKeyHeader(out.Header)
+	payload.Hold() // the caller may have left by the time RoundTrip returns
+	defer payload.Release()
+	if err := seen.load(out, payload); err != nil {
+		return nil, t.refuse("stack", err)
+	}
+	resp, err := w.base.RoundTrip(out)
+	switch {
+	case err == nil && resp == nil:
+		return nil, errors.New("the transport returned neither a response nor an error")
+	case err != nil:
+		if resp != nil && resp.Body != nil {
+			_ = resp.Body.Close() // exactly one of response and error
+		}
+		if seen.nothingSent() {
+			err = MarkNotSent(err)
+		}
+		return nil, err
+	}
+	return w.read(t, resp)
+}
+
+// load gives an outgoing clone its body, fresh for each attempt.
+func (s *sighting) load(out *http.Request, payload *body.Payload) error {
+	if payload == nil {
+		if s.once && s.repeats {
+			// Without a body the transport would send it again by itself; it probes this one, finds it empty, and asks
+			// GetBody before any second send.
+			out.Body, out.GetBody, out.ContentLength = io.NopCloser(http.NoBody), s.getBody, 0
+		}
+		return nil
+	}
+	reader, again, size, err := payload.Open()
+	if err != nil {
+		return err
+	}
+	out.Body, out.GetBody, out.ContentLength = reader, again, size
+	if s.once {
+		out.GetBody = s.getBody
+	}
+	return nil
+}
+
+// read takes the whole body into memory. Streams pass through; their exchange ends when their body does.
+func (w *wire) read(t *trip, resp *http.Response) (*http.Response, error) {
+	if body.InMemory(resp) {
+		return resp, nil
+	}
+	if resp.StatusCode == http.StatusSwitchingProtocols || body.IsStream(resp) {
+		resp.Body = newStream(resp.Body)
+		return resp, nil
+	}
+	limit := w.maxBytes
+	if limit == 0 {
+		limit = defaultMaxResponseBytes
+	}
+	err := body.Hold(resp, limit)
+	switch {
+	case errors.Is(err, body.ErrTooLarge):
+		return nil, &Error{
+			Layer: "timeout", Operation: t.call.Operation, StatusCode: resp.StatusCode,
+			Err: fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit),
+		}
+	case err != nil:
+		return nil, &truncatedError{status: resp.StatusCode, err: err}
+	}
+	return resp, nil
+}
+
+// truncatedError is a response whose body could not be read to its end.
+type truncatedError struct {
+	status int
+	err    error
+}
+
+func (e *truncatedError) Error() string {
+	return fmt.Sprintf("status %d, body cut short: %v", e.status, e.err)
+}
+func (e *truncatedError) Unwrap() error { return e.err }
+
+// sighting is what the trace hooks saw of one attempt. The hooks run on the transport's goroutines, some after RoundTrip
+// has returned.
+type sighting struct {
+	base    http.RoundTripper
+	once    bool
+	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
+	dial    dialWatch
+
+	asked    atomic.Bool // a connection was asked for
+	got      atomic.Bool // one was given
+	provable atomic.Bool // it is one over which a second GetBody means that nothing was written
+	resend   atomic.Bool // the transport asked for the body again
+}
+
+// dialWatch is told when connecting begins and when it is over; see Timeout.
+type dialWatch interface {
+	dialing()
+	connected()
+}
+
+type dialWatchKey struct{}
+
+func (s *sighting) trace() *httptrace.ClientTrace {
+	dialing := func() {
+		if s.dial != nil {
+			s.dial.dialing()
+		}
+	}
+	return &httptrace.ClientTrace{
+		GetConn: func(string) {
+			s.asked.Store(true)
+			if s.provable.Load() && !s.repeats {
+				s.got.Store(false) // it is back for another connection because the first took nothing
+			}
+		},
+		DNSStart:     func(httptrace.DNSStartInfo) { dialing() },
+		ConnectStart: func(string, string) { dialing() },
+		GotConn: func(info httptrace.GotConnInfo) {
+			s.got.Store(true)
+			s.provable.Store(s.speaksHTTP1(info))
+			if s.dial != nil {
+				s.dial.connected()
+			}
+		},
+	}
+}
+
+func (s *sighting) speaksHTTP1(info httptrace.GotConnInfo) bool {
+	tr, ok := s.base.(*http.Transport)
+	if !ok {
+		return false
+	}
+	if c, ok := info.Conn.(*tls.Conn); ok {
+		return c.ConnectionState().NegotiatedProtocol != "h2"
+	}
+	return tr.Protocols == nil || !tr.Protocols.UnencryptedHTTP2()
+}
+
+func (s *sighting) getBody() (io.ReadCloser, error) {
+	s.resend.Store(true)
+	return nil, errResend
+}
+
+// nothingSent is asked after RoundTrip has returned an error.
+func (s *sighting) nothingSent() bool {
+	if s.asked.Load() && !s.got.Load() {
+		return true
+	}
+	return s.resend.Load() && s.provable.Load() && !s.repeats
+}
+
+// replayable mirrors the methods that net/http's transport repeats by itself after a connection broke.
+func replayable(method string) bool {
+	switch method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}

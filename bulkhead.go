@@ -276,8 +276,8 @@ var (
 )
 
 // pass is the door. Whatever happens below, a panic and Goexit included, the slot comes back exactly once.
-func (b *Bulkhead) pass(t *trip, req *http.Request, next leg) (*http.Response, error) {
-	ctx, tier := req.Context(), tierOf(t.call.Priority)
+func (b *Bulkhead) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	tier := tierOf(t.call.Priority)
 	if !b.takeFree(ctx, tier) {
 		if err := b.wait(ctx, t, tier); err != nil {
 			return nil, err
@@ -289,7 +289,7 @@ func (b *Bulkhead) pass(t *trip, req *http.Request, next leg) (*http.Response, e
 			b.giveBack(tier)
 		}
 	}()
-	resp, err := next.travel(t, req)
+	resp, err := next.travel(ctx, t, req)
 	returned = true
 	b.settle(t, tier, tailOf(resp, err), err)
 	return resp, err

@@ -95,9 +95,8 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 		}
 		t.payload = body.Of(params)
 	}
-	req := s.workReq.WithContext(t.begin(ctx))
 	defer t.ctx.end(context.Canceled, context.Canceled)
-	return s.work.travel(t, req)
+	return s.work.travel(t.begin(ctx), t, s.workReq)
 }
 
 // workLeg is the end of the road for work that is not HTTP.
@@ -107,6 +106,6 @@ func (workLeg) RoundTrip(*http.Request) (*http.Response, error) {
 	return nil, errors.New("work travels with its trip only")
 }
 
-func (workLeg) travel(t *trip, req *http.Request) (*http.Response, error) {
-	return t.run(req.Context())
+func (workLeg) travel(ctx context.Context, t *trip, _ *http.Request) (*http.Response, error) {
+	return t.run(ctx)
 }

@@ -102,21 +102,21 @@ func (r *Retry) Wrap(next http.RoundTripper) http.RoundTripper {
 	return newDoor(next, r.travel)
 }
 
-func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	r.calls.Add(1)
 	r.budget.deposit()
 	arrived := false // an earlier attempt may have had its effect
 	var resp *http.Response
 	var err error
 	for n := 1; ; n++ {
-		if refusal := r.pass(t, req.Context()); refusal != nil {
+		if refusal := r.pass(t, ctx); refusal != nil {
 			if n > 1 && errors.Is(refusal, ErrThrottled) {
 				return resp, withoutProof(err, arrived) // the answer that closed the gate says it best
 			}
 			return nil, withoutProof(refusal, arrived)
 		}
 		r.attempts.Add(1)
-		resp, err = next.travel(t, req)
+		resp, err = next.travel(ctx, t, req)
 		v := r.judge(t, resp, err)
 		if v.throttled {
 			r.throttle(t, v.after, n)
@@ -127,14 +127,14 @@ func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, er
 			return resp, withoutProof(err, arrived)
 		}
 		var wait time.Duration
-		if wait, err = r.mayRetry(t, req.Context(), v, n, err); wait < 0 {
+		if wait, err = r.mayRetry(t, ctx, v, n, err); wait < 0 {
 			return resp, withoutProof(err, arrived)
 		}
 		arrived = arrived || (err != nil && !NotSent(err)) || (err == nil && !isRefusalStatus(resp.StatusCode))
 		if resp != nil {
 			_ = resp.Body.Close() // it is in memory; its place is taken by the next answer
 		}
-		if refusal := r.sleep(t, req.Context(), wait); refusal != nil {
+		if refusal := r.sleep(t, ctx, wait); refusal != nil {
 			return nil, withoutProof(refusal, arrived)
 		}
 	}

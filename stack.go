@@ -204,9 +204,9 @@ type timed struct {
 	stack *Stack
 }
 
-func (l timed) travel(t *trip, req *http.Request) (*http.Response, error) {
+func (l timed) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
 	t.started = time.Now()
-	resp, err := l.leg.travel(t, req)
+	resp, err := l.leg.travel(ctx, t, req)
 	l.stack.latency.observe(t.call.Class, time.Since(t.started))
 	return resp, err
 }

@@ -30,6 +30,11 @@ type TimeoutConfig struct {
 	// MaxRequestBytes bounds a request body that is kept for further attempts. Default 8 MiB; -1: no bound. A longer
 	// body is sent at most once.
 	MaxRequestBytes int64
+	// Cooperative is a promise: everything that attempts are made through (a fake, a transport around another, the
+	// functions of [Do]) returns soon after its context has ended. Attempts then run on the caller's goroutine instead of
+	// one of their own, which spares the price of a goroutine; work that breaks the promise holds its caller until it
+	// returns. An *[http.Transport] keeps it by itself and is always treated so. Default: no promise.
+	Cooperative bool
 	// OnEvent hears this layer alone: EventTimeout when a limit fired, EventAttemptLate when an attempt ended after it.
 	OnEvent func(Event)
 	// Off leaves the layer out of a [Stack].
@@ -74,7 +79,8 @@ func (c TimeoutConfig) validate() error {
 // limits.
 //
 // An attempt whose transport ignores its context is left behind at the limit: its caller is answered, its result is
-// thrown away, and it shows in Stats().Lingering until it returns.
+// thrown away, and it shows in Stats().Lingering until it returns. For that it runs on a goroutine of its own, unless its
+// transport is known to honour contexts; see TimeoutConfig.Cooperative.
 type Timeout struct {
 	cfg    TimeoutConfig
 	events *events
@@ -119,6 +125,9 @@ func (l *Timeout) Attempt() Layer {
 			return next
 		}
 		d := newDoor(next, l.attempt)
+		if l.cooperates(d.next) {
+			d.pass = l.attemptHere
+		}
 		d.entry.maxBody = l.cfg.MaxRequestBytes
 		if w, ok := d.next.(*wire); ok && w.maxBytes == 0 {
 			d.next = &wire{base: w.base, maxBytes: l.cfg.MaxResponseBytes}
@@ -164,23 +173,22 @@ const maxDuration time.Duration = 1<<63 - 1
 
 // budget ends the context of a call when its time is up. The clock stops when the answer is there, so that a stream is
 // not cut off.
-func (l *Timeout) budget(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	total := l.BudgetOf(t.call)
 	if total < 0 {
-		return next.travel(t, req)
+		return next.travel(ctx, t, req)
 	}
-	ctx, ours := req.Context().(*callContext)
+	call, ours := ctx.(*callContext)
 	if !ours { // somebody else's layer put a context of its own between
-		ctx = &callContext{caller: req.Context(), trip: t}
-		req = req.WithContext(ctx)
+		call = &callContext{caller: ctx, trip: t}
 	}
 	now := t.started
 	if now.IsZero() {
 		now = time.Now()
 	}
-	ctx.limit(now, total)
-	resp, err := next.travel(t, req)
-	ctx.unlimit()
+	call.limit(now, total)
+	resp, err := next.travel(call, t, req)
+	call.unlimit()
 	return resp, err
 }
 
@@ -211,17 +219,54 @@ func limitIndex(name string) int {
 	return limitRequest
 }
 
-// attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
-// the caller.
-func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response, error) {
-	caller := req.Context()
-	if caller.Err() != nil {
-		return nil, t.gone(caller, "timeout")
+// cooperates reports whether what comes next returns when its context ends.
+func (l *Timeout) cooperates(next leg) bool {
+	if l.cfg.Cooperative {
+		return true
 	}
-	w := &work{layer: l, trip: t, req: req, next: next, parent: caller, wake: make(chan struct{}, 3)}
+	w, ok := next.(*wire)
+	if !ok {
+		return false
+	}
+	_, ok = w.base.(*http.Transport)
+	return ok
+}
+
+// attemptHere runs the rest of the road on the caller's goroutine. A panic or Goexit passes through.
+func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	w := &work{layer: l, trip: t, parent: caller}
 	if !w.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
+	lasts := false // as a stream
+	defer func() {
+		w.stop()
+		if !lasts {
+			w.end(context.Canceled)
+		}
+	}()
+	resp, err := next.travel(w, t, req)
+	if err != nil {
+		return nil, w.explain(caller, err)
+	}
+	if tl := tailOf(resp, nil); tl != nil {
+		lasts = true
+		tl.after(func() { w.end(context.Canceled) })
+	}
+	return resp, nil
+}
+
+// attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
+// the caller.
+func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	w := &work{layer: l, trip: t, parent: caller, wake: make(chan struct{}, 3)}
+	if !w.start(caller) {
+		return nil, t.gone(caller, "timeout")
+	}
+	if t.run == nil {
+		req = detached(w, req)
+	}
+	go w.run(req, next)
 	if !w.wait() {
 		if linger := w.abandon(caller); linger != nil {
 			w.stopClock()
@@ -249,18 +294,16 @@ type limitReached string
 func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + string(n) }
 func (n limitReached) Unwrap() error { return ErrTimeout }
 
-// work is one attempt on its goroutine, and the context that it runs under. Most work never looks at its context, so what
-// a context costs is spent only when it does.
+// work is one attempt, and the context that it runs under. Most work never looks at its context, so what a context costs
+// is spent only when it does.
 type work struct {
 	layer  *Timeout
 	trip   *trip
-	req    *http.Request
-	next   leg
 	parent context.Context // the caller's, without a budget, which this clock has in it
 	clock  *time.Timer     // nil: no limit
 	limit  time.Time       // zero: none
 	name   string          // of the limit that the clock has; "budget" for that
-	wake   chan struct{}   // the work has ended, or the clock has fired
+	wake   chan struct{}   // the work has ended, or a clock has fired; nil on the caller's goroutine
 
 	mu      sync.Mutex
 	inner   context.Context // nil: nobody has looked
@@ -273,9 +316,12 @@ type work struct {
 	linger  *lingering // set when the caller has been answered without a result
 }
 
-// start sets the clock to the first of the attempt's limit and the budget, and lets the work begin, unless the budget is
+// start sets the clock to the first of the attempt's limit and the budget, unless the caller has left or the budget is
 // used up.
 func (w *work) start(caller context.Context) bool {
+	if caller.Err() != nil {
+		return false
+	}
 	limit, name := w.layer.LimitOf(w.trip.call)
 	now := time.Now()
 	if limit >= 0 {
@@ -293,12 +339,11 @@ func (w *work) start(caller context.Context) bool {
 	if !w.limit.IsZero() {
 		w.clock = time.AfterFunc(w.limit.Sub(now), w.expire)
 	}
-	go w.run()
 	return true
 }
 
 // run is capture without what that allocates.
-func (w *work) run() {
+func (w *work) run(req *http.Request, next leg) {
 	r := result{exited: true}
 	defer func() {
 		if v := recover(); v != nil {
@@ -306,18 +351,8 @@ func (w *work) run() {
 		}
 		w.finish(r)
 	}()
-	resp, err := w.travel()
+	resp, err := next.travel(w, w.trip, req)
 	r = result{resp: resp, err: err}
-}
-
-func (w *work) travel() (*http.Response, error) {
-	switch next := w.next.(type) {
-	case workLeg:
-		return w.trip.run(w)
-	case *wire:
-		return next.send(w, w.trip, w.req)
-	}
-	return w.next.travel(w.trip, w.req.WithContext(w))
 }
 
 // Deadline implements context.Context.
@@ -396,7 +431,15 @@ func (w *work) expire() {
 
 func (w *work) timeUp(cause error) {
 	w.end(cause)
-	w.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
+	if w.wake != nil {
+		w.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
+	}
+}
+
+// stop stops the clocks of work that ran on its caller's goroutine.
+func (w *work) stop() {
+	w.stopClock()
+	w.connected()
 }
 
 func (w *work) stopClock() {

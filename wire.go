@@ -33,18 +33,13 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return ent
 // CloseIdleConnections closes those of the transport.
 func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 
-func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
-	return w.send(req.Context(), t, req)
-}
-
-// send is travel under another context than the request's.
-func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
+func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
 	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce}
 	if d, ok := ctx.Value(dialWatchKey{}).(dialWatch); ok {
 		seen.dial = d
 	}
-	ctx = httptrace.WithClientTrace(ctx, seen.trace())
-	out, payload := req.WithContext(ctx), t.payload
+	out, payload := req.WithContext(httptrace.WithClientTrace(ctx, seen.trace())), t.payload
+	out.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	if t.marked != nil {
 		t.marked.apply(out)
 		payload = t.marked.payload
@@ -73,7 +68,9 @@ func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Resp
 
 // load gives an outgoing clone its body, fresh for each attempt.
 func (s *sighting) load(out *http.Request, payload *body.Payload) error {
+	out.Body, out.GetBody = nil, nil
 	if payload == nil {
+		out.ContentLength = 0
 		if s.once && s.repeats {
 			// Without a body the transport would send it again by itself; it probes this one, finds it empty, and asks
 			// GetBody before any second send.

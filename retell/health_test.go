@@ -43,10 +43,16 @@ func saying(code int, body string) *asked {
 // lookAt makes a client, has its health ask once, and returns the report that knows the answer.
 func lookAt(t *testing.T, a *asked, cfg resilience.Config) resilience.Report {
 	t.Helper()
-	c, err := New("key_test", WithTransport(a), WithConfig(cfg))
+	looked := make(chan struct{})
+	slow := resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		<-looked
+		return a.RoundTrip(req)
+	})
+	c, err := New("key_test", WithTransport(slow), WithConfig(cfg))
 	require.NoError(t, err)
 	h := c.Stack().Health()
 	require.Equal(t, resilience.Unknown, h.Check(t.Context()).Find("concurrency").Status, "nobody waits for it")
+	close(looked)
 	synctest.Wait()
 	return h.Check(t.Context())
 }

@@ -143,7 +143,7 @@ func (s *Stack) Wrap(base http.RoundTripper) http.RoundTripper {
 	}
 	end := legOf(base)
 	if w, ok := end.(*wire); ok {
-		end = &wire{base: w.base, maxBytes: s.maxResponse()}
+		end = newWire(w.base, s.maxResponse())
 	}
 	tr := &stackTransport{stack: s, base: end, top: timed{s.lay(end), s}}
 	s.DLQ.addRoad(tr.top)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -130,7 +129,7 @@ func (l *Timeout) Attempt() Layer {
 		}
 		d.entry.maxBody = l.cfg.MaxRequestBytes
 		if w, ok := d.next.(*wire); ok && w.maxBytes == 0 {
-			d.next = &wire{base: w.base, maxBytes: l.cfg.MaxResponseBytes}
+			d.next = newWire(w.base, l.cfg.MaxResponseBytes)
 		}
 		return d
 	})
@@ -234,24 +233,24 @@ func (l *Timeout) cooperates(next leg) bool {
 
 // attemptHere runs the rest of the road on the caller's goroutine. A panic or Goexit passes through.
 func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	w := &work{layer: l, trip: t, parent: caller}
-	if !w.start(caller) {
+	ctx := &attemptContext{layer: l, trip: t}
+	if !ctx.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
 	lasts := false // as a stream
 	defer func() {
-		w.stop()
+		ctx.stopClocks()
 		if !lasts {
-			w.end(context.Canceled)
+			ctx.end(context.Canceled)
 		}
 	}()
-	resp, err := next.travel(w, t, req)
+	resp, err := next.travel(ctx, t, req)
 	if err != nil {
-		return nil, w.explain(caller, err)
+		return nil, l.explain(ctx, caller, err)
 	}
 	if tl := tailOf(resp, nil); tl != nil {
 		lasts = true
-		tl.after(func() { w.end(context.Canceled) })
+		tl.after(func() { ctx.end(context.Canceled) })
 	}
 	return resp, nil
 }
@@ -259,7 +258,7 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 // attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
 // the caller.
 func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	w := &work{layer: l, trip: t, parent: caller, wake: make(chan struct{}, 3)}
+	w := &work{attemptContext: attemptContext{layer: l, trip: t, wake: make(chan struct{}, 3)}}
 	if !w.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
@@ -276,7 +275,7 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	w.stopClock()
 	r := w.result
 	if r.err != nil {
-		err := w.explain(caller, r.err)
+		err := l.explain(&w.attemptContext, caller, r.err)
 		w.end(context.Canceled)
 		return nil, err
 	}
@@ -288,58 +287,42 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	return r.deliver()
 }
 
-// limitReached is the cause with which an attempt's context ends.
-type limitReached string
-
-func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + string(n) }
-func (n limitReached) Unwrap() error { return ErrTimeout }
-
-// work is one attempt, and the context that it runs under. Most work never looks at its context, so what a context costs
-// is spent only when it does.
-type work struct {
-	layer  *Timeout
-	trip   *trip
-	parent context.Context // the caller's, without a budget, which this clock has in it
-	clock  *time.Timer     // nil: no limit
-	limit  time.Time       // zero: none
-	name   string          // of the limit that the clock has; "budget" for that
-	wake   chan struct{}   // the work has ended, or a clock has fired; nil on the caller's goroutine
-
-	mu      sync.Mutex
-	inner   context.Context // nil: nobody has looked
-	cancel  context.CancelCauseFunc
-	cause   error // why the context ended; nil: it has not
-	done    bool
-	result  result // once done
-	dial    *time.Timer
-	settled bool       // connected, or the attempt is over
-	linger  *lingering // set when the caller has been answered without a result
+// explain says why the attempt's context ended, if it did; err is the transport's error, nil when it has not returned.
+func (l *Timeout) explain(ctx *attemptContext, caller context.Context, err error) error {
+	cause := ctx.ended()
+	if cause == nil || isRefusal(err) {
+		return err
+	}
+	var e *Error
+	var limit limitReached
+	switch t := ctx.trip; {
+	case errors.As(cause, &limit):
+		e = t.fail("timeout", ErrTimeout)
+		e.Limit = string(limit)
+	case errors.Is(cause, errBudget):
+		e = t.fail("timeout", errBudget)
+		e.Limit = "budget"
+	default:
+		e = t.gone(caller, "timeout")
+		e.verdict = undecided
+	}
+	if NotSent(err) {
+		e.Err = MarkNotSent(e.Err)
+	}
+	if errors.Is(e.Err, ErrTimeout) {
+		l.fired[limitIndex(e.Limit)].Add(1)
+		l.events.emit(Event{Kind: EventTimeout, Operation: ctx.trip.call.Operation, Cause: e.Limit})
+	}
+	return e
 }
 
-// start sets the clock to the first of the attempt's limit and the budget, unless the caller has left or the budget is
-// used up.
-func (w *work) start(caller context.Context) bool {
-	if caller.Err() != nil {
-		return false
-	}
-	limit, name := w.layer.LimitOf(w.trip.call)
-	now := time.Now()
-	if limit >= 0 {
-		w.limit, w.name = now.Add(limit), name
-	}
-	if c, ours := caller.(*callContext); ours {
-		if c.spent(now) {
-			return false
-		}
-		w.parent = c.withoutBudget()
-		if budget := c.budget(); !budget.IsZero() && (w.limit.IsZero() || budget.Before(w.limit)) {
-			w.limit, w.name = budget, "budget"
-		}
-	}
-	if !w.limit.IsZero() {
-		w.clock = time.AfterFunc(w.limit.Sub(now), w.expire)
-	}
-	return true
+// work is one attempt on its own goroutine.
+type work struct {
+	attemptContext
+
+	done   bool // this and the next are guarded by the context's lock
+	linger *lingering
+	result result // once done; linger is set when the caller has been answered without it
 }
 
 // run is capture without what that allocates.
@@ -353,99 +336,6 @@ func (w *work) run(req *http.Request, next leg) {
 	}()
 	resp, err := next.travel(w, w.trip, req)
 	r = result{resp: resp, err: err}
-}
-
-// Deadline implements context.Context.
-func (w *work) Deadline() (time.Time, bool) {
-	theirs, ok := w.parent.Deadline()
-	if w.limit.IsZero() || ok && theirs.Before(w.limit) {
-		return theirs, ok
-	}
-	return w.limit, true
-}
-
-// Done implements context.Context.
-func (w *work) Done() <-chan struct{} { return w.context().Done() }
-
-// Err implements context.Context: DeadlineExceeded where time ended it.
-func (w *work) Err() error {
-	w.mu.Lock()
-	cause := w.cause
-	w.mu.Unlock()
-	switch {
-	case cause == nil:
-		return w.parent.Err()
-	case errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, ErrTimeout):
-		return context.DeadlineExceeded
-	}
-	return context.Canceled
-}
-
-// Value implements context.Context.
-func (w *work) Value(key any) any {
-	switch key.(type) {
-	case dialWatchKey:
-		return dialWatch(w)
-	case tripKey:
-		return w.trip
-	case callContextKey:
-		return nil
-	}
-	return w.context().Value(key)
-}
-
-// context is what a context must be that others derive from.
-func (w *work) context() context.Context {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.inner == nil {
-		w.inner, w.cancel = context.WithCancelCause(w.parent)
-		if w.cause != nil {
-			w.cancel(w.cause)
-		}
-	}
-	return w.inner
-}
-
-// end ends the context; the first cause counts.
-func (w *work) end(cause error) {
-	w.mu.Lock()
-	if w.cause == nil {
-		w.cause = cause
-	}
-	cancel := w.cancel
-	w.mu.Unlock()
-	if cancel != nil {
-		cancel(cause)
-	}
-}
-
-// expire is the clock's.
-func (w *work) expire() {
-	if w.name == "budget" {
-		w.timeUp(errBudget)
-		return
-	}
-	w.timeUp(limitReached(w.name))
-}
-
-func (w *work) timeUp(cause error) {
-	w.end(cause)
-	if w.wake != nil {
-		w.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
-	}
-}
-
-// stop stops the clocks of work that ran on its caller's goroutine.
-func (w *work) stop() {
-	w.stopClock()
-	w.connected()
-}
-
-func (w *work) stopClock() {
-	if w.clock != nil {
-		w.clock.Stop()
-	}
 }
 
 // grace is how long a transport has to return after its context ended. One that honours its context needs none of it,
@@ -509,7 +399,7 @@ func (w *work) finish(r result) {
 
 // abandon leaves the attempt behind; nil: it came back after all. What holds something for the attempt is told at its end.
 func (w *work) abandon(caller context.Context) *lingering {
-	why := w.explain(caller, nil)
+	why := w.layer.explain(&w.attemptContext, caller, nil)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.done {
@@ -518,72 +408,6 @@ func (w *work) abandon(caller context.Context) *lingering {
 	w.linger = &lingering{err: why}
 	w.layer.lingering.Add(1)
 	return w.linger
-}
-
-// explain says why the attempt's context ended, if it did; err is the transport's error, nil when it has not returned.
-func (w *work) explain(caller context.Context, err error) error {
-	w.mu.Lock()
-	cause := w.cause
-	w.mu.Unlock()
-	if cause == nil || isRefusal(err) {
-		return err
-	}
-	var e *Error
-	var limit limitReached
-	switch {
-	case errors.As(cause, &limit):
-		e = w.trip.fail("timeout", ErrTimeout)
-		e.Limit = string(limit)
-	case errors.Is(cause, errBudget):
-		e = w.trip.fail("timeout", errBudget)
-		e.Limit = "budget"
-	default:
-		e = w.trip.gone(caller, "timeout")
-		e.verdict = undecided
-	}
-	if NotSent(err) {
-		e.Err = MarkNotSent(e.Err)
-	}
-	if errors.Is(e.Err, ErrTimeout) {
-		w.layer.fired[limitIndex(e.Limit)].Add(1)
-		w.layer.events.emit(Event{Kind: EventTimeout, Operation: w.trip.call.Operation, Cause: e.Limit})
-	}
-	return e
-}
-
-// dialing starts the connect limit with the first sign of a new connection; see [sighting].
-func (w *work) dialing() {
-	if w.layer.cfg.Connect <= 0 {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.dial != nil || w.settled {
-		return
-	}
-	w.dial = time.AfterFunc(w.layer.cfg.Connect, func() {
-		w.mu.Lock()
-		over := w.settled
-		w.settled = true
-		w.mu.Unlock()
-		if !over {
-			w.timeUp(limitReached("connect"))
-		}
-	})
-}
-
-// connected stops the connect limit.
-func (w *work) connected() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.stopDial()
-}
-
-func (w *work) stopDial() {
-	w.settled = true
-	if w.dial != nil {
-		w.dial.Stop()
-	}
 }
 
 // TimeoutStats is a snapshot of the limits' work since the start.

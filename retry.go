@@ -318,6 +318,9 @@ func (r *Retry) throttle(t *trip, after time.Duration, n int) {
 
 // pass waits at the gate of the operation, where there is one.
 func (r *Retry) pass(t *trip, ctx context.Context) error {
+	if !r.gates.open.Load() {
+		return nil
+	}
 	most := maxDuration
 	if deadline, ok := ctx.Deadline(); ok {
 		most = time.Until(deadline) - useful
@@ -375,9 +378,6 @@ func (g *gates) closeFor(operation string, after time.Duration, now time.Time) {
 // reserve takes the next free start and returns how long it is until then. One that is further off than most is not taken:
 // whoever cannot wait for it must not push it away from the others.
 func (g *gates) reserve(operation string, now time.Time, most time.Duration) time.Duration {
-	if !g.open.Load() {
-		return 0
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	it := g.list[operation]

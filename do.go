@@ -80,11 +80,10 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 		return nil, &Error{Layer: "stack", Operation: call.Operation, Err: ErrClosed, verdict: refused}
 	}
 	defer s.calls.end()
-	o := overridesOf(ctx)
 	t := &trip{
-		call: call.merge(o.call).resolve("do", EffectOnce), key: o.key, named: o.named, expiry: o.expiry, fresh: o.fresh,
-		url: s.workReq.URL, method: s.workReq.Method, stack: s, outer: tripOf(ctx), road: s.work, run: run,
+		call: call, url: s.workReq.URL, method: s.workReq.Method, stack: s, outer: tripOf(ctx), road: s.work, run: run,
 	}
+	t.resolve(overridesOf(ctx), "do", EffectOnce)
 	if err := t.checkKey(); err != nil {
 		return nil, err
 	}

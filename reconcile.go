@@ -541,7 +541,7 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, err error) {
 	defer recoverAsError(&err)
 	// Nothing of what ctx says of the lost call may describe the look-up: neither its key nor its operation.
-	o := overrides{fresh: true, call: Call{Priority: PriorityBulk}}
+	o := &overrides{fresh: true, call: Call{Priority: PriorityBulk}}
 	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
 }
 

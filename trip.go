@@ -287,19 +287,25 @@ func closeBody(req *http.Request) {
 
 // describe resolves the call of a trip. A describe function that panics refuses the call rather than guess its effect.
 func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*http.Request) Call) (err error) {
-	o := overridesOf(ctx)
-	var c Call
 	if describe != nil {
 		defer func() {
 			if v := recover(); v != nil {
 				err = &Error{Layer: "stack", Err: fmt.Errorf("describe panicked: %T", v), verdict: refused}
 			}
 		}()
-		c = describe(req)
+		t.call = describe(req)
 	}
-	t.call = c.merge(o.call).resolve(methodOf(req), effectOf(req.Method))
-	t.key, t.named, t.expiry, t.fresh = o.key, o.named, o.expiry, o.fresh
+	t.resolve(overridesOf(ctx), methodOf(req), effectOf(req.Method))
 	return nil
+}
+
+// resolve puts what the caller said over what the call was described as, and fills in what neither said.
+func (t *trip) resolve(o *overrides, method string, unset Effect) {
+	if o != nil {
+		t.call = t.call.merge(o.call)
+		t.key, t.named, t.expiry, t.fresh = o.key, o.named, o.expiry, o.fresh
+	}
+	t.call.resolve(method, unset)
 }
 
 // detached is a copy of the request that stays as it is when the caller is gone and uses theirs again. It has no body: that

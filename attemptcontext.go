@@ -13,11 +13,11 @@ type attemptContext struct {
 	layer  *Timeout
 	trip   *trip
 	parent context.Context // the caller's, without a budget, which this has in its limit
-	limit  time.Time       // zero: none
 	name   string          // of the limit; "budget" for that
 	wake   chan struct{}   // told when time is up; nil: nobody waits but the work itself
 
 	mu      sync.Mutex
+	limit   time.Time       // zero: none, or no more
 	inner   context.Context // nil: nobody has looked
 	cancel  context.CancelCauseFunc
 	cause   error       // why it ended; nil: it has not
@@ -98,14 +98,14 @@ func (c *attemptContext) end(cause error) {
 // ended is why the context has ended, nil if it has not. Where no clock runs it looks at the time.
 func (c *attemptContext) ended() error {
 	c.mu.Lock()
-	cause, watched := c.cause, c.clock != nil || c.limit.IsZero()
+	cause, limit, watched := c.cause, c.limit, c.clock != nil || c.limit.IsZero()
 	c.mu.Unlock()
 	switch {
 	case cause != nil:
 		return cause
 	case c.parent.Err() != nil:
 		c.end(context.Cause(c.parent))
-	case !watched && !time.Now().Before(c.limit):
+	case !watched && !time.Now().Before(limit):
 		c.expire()
 	default:
 		return nil
@@ -115,11 +115,14 @@ func (c *attemptContext) ended() error {
 
 // Deadline implements context.Context.
 func (c *attemptContext) Deadline() (time.Time, bool) {
+	c.mu.Lock()
+	limit := c.limit
+	c.mu.Unlock()
 	theirs, ok := c.parent.Deadline()
-	if c.limit.IsZero() || ok && theirs.Before(c.limit) {
+	if limit.IsZero() || ok && theirs.Before(limit) {
 		return theirs, ok
 	}
-	return c.limit, true
+	return limit, true
 }
 
 // Done implements context.Context.
@@ -164,19 +167,11 @@ func (c *attemptContext) context() context.Context {
 	return c.inner
 }
 
-func (c *attemptContext) stopClock() {
-	c.mu.Lock()
-	clock := c.clock
-	c.mu.Unlock()
-	if clock != nil {
-		clock.Stop()
-	}
-}
-
-// stopClocks is for the end of an attempt.
-func (c *attemptContext) stopClocks() {
+// unlimit is for the end of an attempt: what is left of it, a stream perhaps, may last.
+func (c *attemptContext) unlimit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.limit = time.Time{}
 	if c.clock != nil {
 		c.clock.Stop()
 	}

@@ -239,7 +239,7 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 	}
 	lasts := false // as a stream
 	defer func() {
-		ctx.stopClocks()
+		ctx.unlimit()
 		if !lasts {
 			ctx.end(context.Canceled)
 		}
@@ -268,17 +268,18 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	go w.run(req, next)
 	if !w.wait() {
 		if linger := w.abandon(caller); linger != nil {
-			w.stopClock()
+			w.unlimit()
 			return nil, linger
 		}
 	}
-	w.stopClock()
 	r := w.result
 	if r.err != nil {
 		err := l.explain(&w.attemptContext, caller, r.err)
+		w.unlimit()
 		w.end(context.Canceled)
 		return nil, err
 	}
+	w.unlimit()
 	if tl := tailOf(r.resp, nil); tl != nil {
 		tl.after(func() { w.end(context.Canceled) })
 	} else {

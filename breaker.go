@@ -452,7 +452,7 @@ func (b *Breaker) Stats() BreakerStats {
 		State: BreakerState(v.State), Forced: v.Forced,
 		Window: countsOf(v.Window), LastTrip: countsOf(v.Trip), FailureRate: -1, SlowRate: -1,
 		Successes: v.Totals.Successes, Failures: v.Totals.Failures, Ignored: v.Totals.Ignored,
-		Rejected: v.Totals.Rejected, Opened: v.Totals.Opened, HalfOpened: v.Totals.HalfOpened, Closed: v.Totals.Closed,
+		Rejected: v.Rejected, Opened: v.Totals.Opened, HalfOpened: v.Totals.HalfOpened, Closed: v.Totals.Closed,
 		OpenSince: v.OpenSince, RetryAfter: v.Wait, Share: v.Share,
 	}
 	if total := v.Window.Total(); total >= uint64(b.config.MinCalls) { //nolint:gosec // checked

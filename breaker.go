@@ -466,7 +466,7 @@ func (b *Breaker) Stats() BreakerStats {
 }
 
 func countsOf(c window.Counts) BreakerCounts {
-	return BreakerCounts{int(c.Successes), int(c.Failures), int(c.Slow)} //nolint:gosec // calls of a few seconds
+	return BreakerCounts{int(c.Successes), int(c.Failures), int(c.Slow)}
 }
 
 // report makes an event of a change. It runs under the lock of the circuit, which keeps the events in order.
@@ -474,7 +474,7 @@ func (p *breakerParts) report(c circuit.Change) {
 	p.events.emit(Event{
 		Kind: eventKindOf(c), Operation: c.Key,
 		From: BreakerState(c.From).String(), To: BreakerState(c.To).String(),
-		Cause: c.Last.Cause, StatusCode: c.Last.Status, Count: int(c.Counts.Failures), Duration: c.For, //nolint:gosec // small
+		Cause: c.Last.Cause, StatusCode: c.Last.Status, Count: int(c.Counts.Failures), Duration: c.For,
 	})
 }
 

@@ -249,7 +249,7 @@ func (i *Idempotency) once(ctx context.Context, t *trip, req *http.Request, next
 		return nil, t.gone(ctx, "idempotency")
 	}
 	id, print := i.ID(key), fingerprint(t, req)
-	f, leader, err := i.board(ctx, t, req, key, id, print)
+	f, leader, err := i.board(ctx, t, key, id, print)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (i *Idempotency) once(ctx context.Context, t *trip, req *http.Request, next
 }
 
 // board joins the flight of the key, or opens one. A flight that is ending cannot be joined: the new one waits for it.
-func (i *Idempotency) board(ctx context.Context, t *trip, req *http.Request, key, id, print string) (f *flight, leader bool, err error) {
+func (i *Idempotency) board(ctx context.Context, t *trip, key, id, print string) (f *flight, leader bool, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.shut {

@@ -32,7 +32,8 @@ type TimeoutConfig struct {
 	// Cooperative is a promise: everything that attempts are made through (a fake, a transport around another, the
 	// functions of [Do]) returns soon after its context has ended. Attempts then run on the caller's goroutine instead of
 	// one of their own, which spares the price of a goroutine; work that breaks the promise holds its caller until it
-	// returns. An *[http.Transport] keeps it by itself and is always treated so. Default: no promise.
+	// returns. An *[http.Transport] keeps it by itself and is always treated so. Request bodies longer than
+	// MaxRequestBytes are sent from a goroutine of their own in any case. Default: no promise.
 	Cooperative bool
 	// OnEvent hears this layer alone: EventTimeout when a limit fired, EventAttemptLate when an attempt ended after it.
 	OnEvent func(Event)
@@ -231,8 +232,12 @@ func (l *Timeout) cooperates(next leg) bool {
 	return ok
 }
 
-// attemptHere runs the rest of the road on the caller's goroutine. A panic or Goexit passes through.
+// attemptHere runs the rest of the road on the caller's goroutine. A panic or Goexit passes through. A body that is not in
+// memory is another matter: net/http's transport waits for its Read, whatever the context says.
 func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	if _, whole := t.payload.Bytes(); !whole {
+		return l.attempt(caller, t, req, next)
+	}
 	ctx := &attemptContext{layer: l, trip: t}
 	if !ctx.start(caller) {
 		return nil, t.gone(caller, "timeout")

@@ -22,6 +22,10 @@ func (i *Idempotency) intent(ctx context.Context, t *trip, req *http.Request, ne
 	if f == nil {
 		return nil, t.refuse("idempotency", errors.New("an effect-once call reached Intent without passing Claim"))
 	}
+	if !f.beginSend() { // somebody between the doors hedges
+		return nil, t.refuse("idempotency", errors.New("this call is being sent already"))
+	}
+	defer f.endSend()
 	if f.rec.State == KeyInDoubt && !i.mayResend(f.rec) { // somebody between the doors tries again, or it took too long
 		return nil, i.refuseClaim(f, f.rec, ErrInDoubt)
 	}

@@ -217,8 +217,6 @@ func memory(fn func(), n uint64) (allocs, bytes float64) {
 type byHand struct {
 	slots   *semaphore.Weighted
 	breaker *gobreaker.CircuitBreaker[int]
-	retries int
-	budget  time.Duration
 }
 
 func newByHand() *byHand {

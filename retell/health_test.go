@@ -37,7 +37,10 @@ func answered(code int, body string) *http.Response {
 }
 
 func saying(code int, body string) *asked {
-	return &asked{answer: func(*http.Request) (*http.Response, error) { return answered(code, body), nil }}
+	return &asked{answer: func(*http.Request) (*http.Response, error) {
+		time.Sleep(time.Millisecond) // so that who does not wait for it cannot have it
+		return answered(code, body), nil
+	}}
 }
 
 // lookAt makes a client, has its health ask once, and returns the report that knows the answer.
@@ -47,6 +50,7 @@ func lookAt(t *testing.T, a *asked, cfg resilience.Config) resilience.Report {
 	require.NoError(t, err)
 	h := c.Stack().Health()
 	require.Equal(t, resilience.Unknown, h.Check(t.Context()).Find("concurrency").Status, "nobody waits for it")
+	time.Sleep(time.Second)
 	synctest.Wait()
 	return h.Check(t.Context())
 }

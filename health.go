@@ -169,7 +169,7 @@ func (s Status) String() string {
 
 // CheckResult is one reading of one component. It holds no personal data.
 type CheckResult struct {
-	// Name of the component: "api", "circuit", "bulkhead", "dlq", "keys" and so on.
+	// Name of the component: "api", "circuit", "bulkhead", "dlq", "keys", "account" and so on.
 	Name string
 	// Measure says what of the component was read: "state", "slots", "queue". A component may have several readings.
 	Measure string
@@ -207,7 +207,7 @@ type Report struct {
 	Time time.Time
 	// FreshFor is how long the answer of the probe will still count. 0: the next read asks again, or there is no probe.
 	FreshFor time.Duration
-	// Checks holds "api" first, then the layers in the order of the road, the latency, and HealthConfig.Checks.
+	// Checks holds "api" first, then the layers in the order of the road, the account, the latency, and HealthConfig.Checks.
 	Checks []CheckResult
 }
 

@@ -35,11 +35,20 @@ import (
 //	             abandoned        → abandonedStatus; Value, Unit "calls", Limit the total of slots
 //	circuit      state            → circuitStatus; State "closed", "half-open", "open"; RetryAfter the time to the next trial
 //	             failure rate     → Healthy; Value 0 to 100, Unit "%", Limit the threshold
+//	account      key              → accountStatus; State "ok", "status 401", "stale", "unseen"
+//	             payment          → accountStatus; State the same with "status 402"
+//	             permission       → accountStatus; State the same with "status 403"
 //	latency      p50, p90, p99, by class → Healthy; Value since the process began, Unit "ms"
 //	             calls,   by class → Healthy; Value calls that were measured, Unit "calls"
 //
 // The probe reports api: responseTime, Unit "ms", whose State is "ok" or a word for what is wrong. A layer that is left out
 // is not watched. One that has nothing to judge says Healthy and State "ok".
+//
+// The account is judged by the answers to ordinary calls, probe or no probe: what came from the other side just now, nothing
+// that was cached or replayed. 401 is unhealthy, since no call will work, and any success refutes it. 402 is degraded, and
+// so is 403, which may be about one operation only: only a success of the same operation refutes those. After 15 minutes
+// without either, nobody knows (State "stale"). A stack through which several accounts call shows the trouble of the last one:
+// mute "account" there, or change it by its States.
 
 // unwrittenStatus judges changes of letters that are not in their store. A few are on their way; many mean that it takes none.
 func unwrittenStatus(n int) (Status, string) {
@@ -59,6 +68,7 @@ var layerReadings = map[string][]string{
 	"retry":    {"budget", "throttled"},
 	"bulkhead": {"slots", "queue", "shed", "abandoned"},
 	"circuit":  {"state", "failure rate"},
+	"account":  {"key", "payment", "permission"},
 	"latency":  {"p50", "p90", "p99", "calls"},
 }
 

@@ -2,6 +2,7 @@ package retell
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/retell/retelltest"
 )
 
 // asked is a fake API that answers get-concurrency, and all else with an empty object.
@@ -169,4 +171,44 @@ func TestConcurrencyIsTheUsersToChange(t *testing.T) {
 			require.Zero(t, a.count.Load(), "Retell is not asked")
 		})
 	}
+}
+
+// A probe sees a key that was revoked, but never that the workspace cannot pay: reads go on working. The calls see both.
+func TestHealthTellsAccountTroubleFromAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer()
+		defer srv.Close()
+		c, err := New(retelltest.DefaultKey, WithTransport(srv.Transport()))
+		require.NoError(t, err)
+		call := func() error {
+			_, err := c.Calls.CreatePhoneCall(t.Context(), CreatePhoneCallParams{FromNumber: "+15550001000", ToNumber: "+15555550123"})
+			return err
+		}
+		look := func() resilience.Report {
+			time.Sleep(10 * time.Second)
+			return c.Stack().Health().Check(t.Context())
+		}
+		require.NoError(t, call())
+		require.Equal(t, resilience.Healthy, look().Status)
+
+		srv.Inject("create-phone-call", retelltest.Status(402))
+		require.ErrorIs(t, call(), ErrPaymentRequired)
+		_, err = c.Concurrency.Get(t.Context())
+		require.NoError(t, err)
+		r := look()
+		require.Equal(t, resilience.Degraded, r.Status)
+		require.Equal(t, resilience.Healthy, r.Find("api").Status, "the probe is answered")
+		require.Equal(t, "closed", r.Find("circuit").State)
+		text, err := json.Marshal(r)
+		require.NoError(t, err)
+		require.Contains(t, string(text), `"output":"account: status 402: create-phone-call: payment required"`)
+		require.NotContains(t, string(text), "+1555")
+		require.NoError(t, call())
+		require.Equal(t, resilience.Healthy, look().Status)
+
+		srv.Inject("create-phone-call", retelltest.Status(401))
+		require.ErrorIs(t, call(), ErrUnauthorized)
+		require.Equal(t, resilience.Unhealthy, look().Find("account").Status)
+		require.NoError(t, c.Close(t.Context()))
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,9 @@ type FallbackConfig struct {
 	// MaxAge is the age at which an answer is gone. It must not be less than Stale. 0: 24 h; -1: never.
 	MaxAge time.Duration
 	// MaxBytes bounds the memory of all answers; those not used for longest make room. An answer that is larger alone is
-	// not kept. 0: 64 MiB; -1: no bound.
+	// not kept. 0: 64 MiB; -1: no bound. What is counted is what an answer takes in memory, key and bookkeeping included,
+	// and up to a tenth more: ten thousand answers of 1 KB with twelve headers count 35.6 MB and take 34.7 MB, of which the
+	// bodies are 15 MB, since a body is kept in the memory it was read into. 64 MiB have room for some 19,000 of them.
 	MaxBytes int64
 	// Vary names request headers that change the answer, besides the credentials (Authorization, Cookie,
 	// Proxy-Authorization, X-Api-Key) and Accept, Accept-Encoding, Accept-Language, Content-Type, Origin and Range. An
@@ -128,6 +131,7 @@ type Fallback struct {
 	events       *events
 	closing      <-chan struct{} // sends home who waits; nil: never
 	refreshing   chan struct{}   // one place for each refresh under way
+	sheets       sync.Pool       // of *strings.Builder; see marks
 
 	served        [VeryStale + 1]atomic.Uint64
 	misses        atomic.Uint64
@@ -179,7 +183,7 @@ func (f *Fallback) Invalidate(resource string) {
 // FallbackStats counts what a [Fallback] did, and says what it keeps.
 type FallbackStats struct {
 	Entries int   // answers kept now
-	Bytes   int64 // their memory, about
+	Bytes   int64 // their memory, as FallbackConfig.MaxBytes counts it
 
 	Fresh, Stale, VeryStale uint64 // answers served, by age
 	Misses                  uint64 // failures for which no answer was kept
@@ -242,16 +246,28 @@ const (
 	madeByFunc = "func"
 )
 
-// marks returns the mark of a kept answer, and its Age in whole seconds, RFC 9111 section 5.1.
-func marks(s Staleness, why string, age time.Duration) (mark, seconds string) {
+// marks returns the mark of a kept answer, and its Age in whole seconds, RFC 9111 section 5.1. They are cut from a sheet
+// that holds those of some twenty answers: a piece of memory for each is more than all the rest of the mark costs.
+func (f *Fallback) marks(s Staleness, why string, age time.Duration) (mark, seconds string) {
 	var space [96]byte
 	b := append(space[:0], s.String()...)
 	b = append(append(b, "; reason="...), why...)
 	b = append(append(b, "; age="...), age.String()...)
 	n := len(b)
-	both := string(strconv.AppendInt(b, int64(age/time.Second), 10))
+	b = strconv.AppendInt(b, int64(age/time.Second), 10)
+	sheet, _ := f.sheets.Get().(*strings.Builder)
+	if sheet == nil || sheet.Cap()-sheet.Len() < len(b) {
+		sheet = new(strings.Builder)
+		sheet.Grow(sheetSize)
+	}
+	start := sheet.Len()
+	sheet.Write(b)
+	both := sheet.String()[start:]
+	f.sheets.Put(sheet)
 	return both[:n], both[n:]
 }
+
+const sheetSize = 1024
 
 // Served reports whether a response that passed a [Fallback] is a substitute (ok), how old it is, and how stale. What
 // FallbackConfig.Func made has no age: 0 and StalenessUnset. The header Resilience-Fallback says why it was served.
@@ -411,7 +427,7 @@ func (f *Fallback) serve(t *trip, req *http.Request, a *answers.Answer, age time
 	}
 	f.served[s].Add(1)
 	f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: s.String(), Duration: age, Cause: why})
-	mark, seconds := marks(s, why, age)
+	mark, seconds := f.marks(s, why, age)
 	return a.Response(req, true, answers.Field{Name: "Age", Value: seconds}, answers.Field{Name: markHeader, Value: mark})
 }
 
@@ -426,34 +442,59 @@ func needsSubstitute(ctx context.Context, resp *http.Response, err error) string
 	if err == nil {
 		return "status"
 	}
-	status, cut := 0, false
-	walk(err, func(e error) { // errors.As would allocate
-		switch e := e.(type) { //nolint:errorlint // walk visits every node itself
-		case *Error:
-			status = max(status, e.StatusCode)
-		case *truncatedError:
-			cut = true
-		}
-	})
+	c := causesOf(err)
 	switch {
-	case cut, errors.Is(err, ErrTooLarge):
+	case c.cut:
 		return "truncated"
-	case errors.Is(err, ErrClosed), status >= 400 && status < 500: // an end, an answer
+	case c.closed, c.status >= 400 && c.status < 500: // an end, an answer
 		return ""
 	}
-	return failureWord(err)
+	return c.word()
 }
 
-// failureWord is why an error came, as a word of the closed set.
-func failureWord(err error) string {
+// causes are what a tree of errors says about why a call failed.
+type causes struct {
+	status                           int // of an answer
+	cut, closed, open, full, timeout bool
+}
+
+// causesOf looks at each error once, where errors.Is would walk the tree for each sentinel. Only a deadline may be a foreign
+// error that says of itself to be one.
+func causesOf(err error) (c causes) {
+	walk(err, func(e error) {
+		switch e {
+		case ErrTooLarge: //nolint:errorlint // walk visits every node itself
+			c.cut = true
+		case ErrClosed:
+			c.closed = true
+		case ErrOpen:
+			c.open = true
+		case ErrFull:
+			c.full = true
+		case ErrTimeout:
+			c.timeout = true
+		}
+		switch e := e.(type) { //nolint:errorlint // as above
+		case *Error:
+			c.status = max(c.status, e.StatusCode)
+		case *truncatedError:
+			c.cut = true
+		}
+	})
+	c.timeout = c.timeout || errors.Is(err, context.DeadlineExceeded)
+	return c
+}
+
+// word is the closed set of causes in events and marks.
+func (c causes) word() string {
 	switch {
-	case errors.Is(err, ErrClosed):
+	case c.closed:
 		return "closed"
-	case errors.Is(err, ErrOpen):
+	case c.open:
 		return "open"
-	case errors.Is(err, ErrFull):
+	case c.full:
 		return "full"
-	case errors.Is(err, ErrTimeout), errors.Is(err, context.DeadlineExceeded):
+	case c.timeout:
 		return "timeout"
 	}
 	return "transport"

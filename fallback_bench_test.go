@@ -3,11 +3,16 @@ package resilience
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience/internal/body"
 )
@@ -170,4 +175,101 @@ func BenchmarkFallbackWork(b *testing.B) {
 	benchmarkReady(b, req, t, &http.Response{
 		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: body.NewHeld([]byte(`{"name":"x"}`)), ContentLength: 12,
 	})
+}
+
+// benchmarkStack measures a read through the whole stack that its cache answers: the way in and out included.
+func benchmarkStack(b *testing.B, c FallbackConfig, then func(*Stack)) {
+	s := newStack(b, Config{Fallback: c})
+	rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return answerForBenchmark(), nil }))
+	req, _ := getForBenchmark(b)
+	if _, err := rt.RoundTrip(req); err != nil {
+		b.Fatal(err)
+	}
+	then(s)
+	b.ReportAllocs()
+	for b.Loop() {
+		resp, err := rt.RoundTrip(req)
+		if err != nil || resp.Header.Get(markHeader) == "" {
+			b.Fatal(err, "not from the cache")
+		}
+	}
+	closeStack(b, s)
+}
+
+// BenchmarkFallbackStackServed is a read while the circuit is open.
+func BenchmarkFallbackStackServed(b *testing.B) {
+	benchmarkStack(b, FallbackConfig{}, func(s *Stack) { s.Breaker.ForceOpen() })
+}
+
+// BenchmarkFallbackStackUnasked is a read that is answered without asking.
+func BenchmarkFallbackStackUnasked(b *testing.B) {
+	benchmarkStack(b, FallbackConfig{ServeFresh: true, Fresh: time.Hour}, func(*Stack) {})
+}
+
+// BenchmarkFallbackMemory compares the memory that ten thousand answers of 1 KB really take with what MaxBytes counts for
+// them, their keys, resources and places in the cache included.
+func BenchmarkFallbackMemory(b *testing.B) {
+	for name, kind := range map[string]keptKind{
+		"2 headers": {headers: 2, length: 1024}, "12 headers": {headers: 12, length: 1024}, "length not said": {headers: 12, length: -1},
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				used, counted := memoryOf(b, 10_000, kind)
+				b.ReportMetric(used, "used-B/answer")
+				b.ReportMetric(counted, "counted-B/answer")
+			}
+		})
+	}
+}
+
+func TestFallbackMemoryIsWhatMaxBytesCounts(t *testing.T) {
+	for _, kind := range []keptKind{{headers: 2, length: 1024}, {headers: 12, length: 1024}, {headers: 12, length: -1}} {
+		used, counted := memoryOf(t, 10_000, kind)
+		require.InEpsilon(t, used, counted, 0.2, kind)
+		require.Less(t, used, 1.02*counted, "%+v: more than is counted", kind)
+	}
+}
+
+type keptKind struct {
+	headers int
+	length  int64 // what the answer says its length is
+}
+
+// memoryOf stores n answers of 1 KB and returns what each takes, in the heap and by the count of MaxBytes.
+func memoryOf(tb testing.TB, n int, kind keptKind) (used, counted float64) {
+	tb.Helper()
+	f, err := NewFallback(FallbackConfig{MaxBytes: -1})
+	require.NoError(tb, err)
+	text := strings.Repeat("x", 1024)
+	next := legFunc(func(*trip, *http.Request) (*http.Response, error) {
+		resp := &http.Response{
+			Status: "200 OK", StatusCode: http.StatusOK, Header: http.Header{}, ContentLength: kind.length,
+			Body: io.NopCloser(strings.NewReader(text)),
+		}
+		for i := range kind.headers { // texts of their own, as they are read from a connection
+			resp.Header["X-Header-"+strconv.Itoa(i)] = []string{"value of header " + strconv.Itoa(i)}
+		}
+		return resp, body.Hold(resp, -1)
+	})
+	before := heapInUse()
+	for i := range n {
+		id := strconv.Itoa(i)
+		req, err := http.NewRequest(http.MethodGet, "https://api.retellai.com/get-agent/agent_"+id, nil)
+		require.NoError(tb, err)
+		t := &trip{call: Call{Operation: "get-agent", Effect: EffectRead, Resource: "agent/agent_" + id}, url: req.URL}
+		_, err = f.read(context.Background(), t, req, next)
+		require.NoError(tb, err)
+	}
+	used = float64(heapInUse()-before) / float64(n)
+	stats := f.Stats()
+	require.Equal(tb, n, stats.Entries)
+	return used, float64(stats.Bytes) / float64(n)
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC() // what the first one found in pools
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

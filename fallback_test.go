@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -179,6 +180,52 @@ func TestF02_FailureIsAnsweredFromTheCacheWithReason(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestF02_TheReasonIsFoundWhereverItIsInTheError(t *testing.T) {
+	for err, reason := range map[error]string{
+		&Error{Layer: "timeout", StatusCode: 200, Err: fmt.Errorf("%w: more than 9 bytes", ErrTooLarge)}: "truncated",
+		fmt.Errorf("retry: %w", errors.Join(errDown, &Error{Err: ErrFull})):                              "full",
+		slowAsADeadline{}: "timeout",
+	} {
+		_, s, rt := newShop(t, FallbackConfig{})
+		readText(t, rt)
+		s.fails(err)
+		resp, _ := readText(t, rt)
+		require.Contains(t, resp.Header.Get("Resilience-Fallback"), "; reason="+reason+"; ")
+	}
+}
+
+// slowAsADeadline is a deadline by its own word, like some errors of net/http.
+type slowAsADeadline struct{}
+
+func (slowAsADeadline) Error() string        { return "slow" }
+func (slowAsADeadline) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// Marks share a piece of memory: each must stay what it was, and the piece must not grow.
+func TestFallbackMarksStayWhatTheyAre(t *testing.T) {
+	f, err := NewFallback(FallbackConfig{})
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	for worker := range 4 {
+		wg.Go(func() {
+			var kept [][2]string
+			age := func(i int) time.Duration { return time.Duration(worker*1000+i)*time.Second + time.Millisecond }
+			for i := range 500 {
+				mark, seconds := f.marks(Stale, "open", age(i))
+				kept = append(kept, [2]string{mark, seconds})
+				if sheet, ok := f.sheets.Get().(*strings.Builder); ok {
+					assert.LessOrEqual(t, sheet.Cap(), sheetSize)
+					f.sheets.Put(sheet)
+				}
+			}
+			for i, k := range kept {
+				assert.Equal(t, "stale; reason=open; age="+age(i).String(), k[0])
+				assert.Equal(t, strconv.Itoa(worker*1000+i), k[1])
+			}
+		})
+	}
+	wg.Wait()
 }
 
 type broken struct{}

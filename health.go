@@ -76,7 +76,7 @@ type HealthCheck struct {
 // The rules: the worst component wins; unknown is reported but does not win. A failed probe is unhealthy; an open circuit
 // or too many letters are degraded: calls that need the other side fail, the process is well. There is no smoothing: one
 // failed probe is unhealthy and the next good one is not. Something that was seen too long ago is never shown as healthy.
-// HealthConfig.Rules changes the rules.
+// HealthConfig.Rules changes the rules, that there is no smoothing included: see HealthRule.WorseAfter.
 type Health struct {
 	probe       *healthProbe
 	warnLetters int
@@ -86,6 +86,7 @@ type Health struct {
 	watchers    []healthWatcher // set before use
 	checks      []*healthProbe
 	rules       map[string]HealthRule
+	steady      *steady
 	recent      healthEvents
 
 	turn     atomic.Uint64 // orders the readings, so that a slow old one does not undo a newer one
@@ -113,6 +114,7 @@ func NewHealth(cfg HealthConfig) (*Health, error) {
 		},
 		checks:      probesOf(cfg.Checks),
 		rules:       cloneRules(cfg.Rules),
+		steady:      newSteady(cfg.Rules),
 		warnLetters: or(cfg.WarnLetters, 100),
 		showDetails: cfg.ShowDetails,
 		onChange:    cfg.OnChange,
@@ -167,13 +169,18 @@ func (s Status) String() string {
 
 // CheckResult is one reading of one component. It holds no personal data.
 type CheckResult struct {
-	// Name of the component: "api", "circuit", "bulkhead", "dlq", "keys" and so on.
+	// Name of the component: "api", "circuit", "bulkhead", "dlq", "keys", "account" and so on.
 	Name string
 	// Measure says what of the component was read: "state", "slots", "queue". A component may have several readings.
 	Measure string
 	// Instance tells several of one kind apart: the tier, the key of the circuit. Empty: there is only one.
 	Instance string
-	Status   Status
+	// Status is what counts.
+	Status Status
+	// Seen is what is seen now. It differs from Status where a rule makes what is seen wait before it counts; then
+	// SeenSince, which is zero otherwise, says since when it is seen.
+	Seen      Status
+	SeenSince time.Time
 	// State is the component's own word, for example "open". Empty: it has none.
 	State string
 	// Value is the number that was read, counted in Unit. It means something only where Unit is set.
@@ -200,7 +207,7 @@ type Report struct {
 	Time time.Time
 	// FreshFor is how long the answer of the probe will still count. 0: the next read asks again, or there is no probe.
 	FreshFor time.Duration
-	// Checks holds "api" first, then the layers in the order of the road, the latency, and HealthConfig.Checks.
+	// Checks holds "api" first, then the layers in the order of the road, the account, the latency, and HealthConfig.Checks.
 	Checks []CheckResult
 }
 
@@ -243,7 +250,7 @@ func (h *Health) Check(ctx context.Context) Report {
 		results, _ := p.result(p.current(), time.Now())
 		checks = append(checks, results...)
 	}
-	h.judge(checks)
+	h.judge(checks, turn, waited)
 	report := newReport(checks)
 	report.FreshFor = freshFor
 	if waited {
@@ -306,7 +313,7 @@ func (h *Health) refresh(ctx context.Context) time.Duration {
 		next = min(next, or(p.freshFor(run, time.Now()), p.every))
 	}
 	r := h.Check(ctx)
-	return min(next, or(r.FreshFor, h.probe.every))
+	return min(next, or(r.FreshFor, h.probe.every), or(h.steady.due(), math.MaxInt64))
 }
 
 // healthWatcher is a passive check: it reads what a layer knows anyway.

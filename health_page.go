@@ -173,6 +173,8 @@ type healthRow struct {
 	Time          string  `json:"time"`
 	Output        string  `json:"output,omitempty"`
 	Health        string  `json:"health"`
+	Seen          string  `json:"seen,omitempty"`
+	SeenSince     string  `json:"seenSince,omitempty"`
 	State         string  `json:"state,omitempty"`
 	Note          string  `json:"note,omitempty"`
 	Limit         float64 `json:"limit,omitempty"`
@@ -219,6 +221,9 @@ func newHealthRow(c CheckResult) healthRow {
 		ComponentID: c.Instance, Time: jsonTime(c.Time), Health: c.Status.String(), State: c.State,
 		Limit: jsonNumber(c.Limit), AgeSeconds: c.Age.Seconds(), RetryAfter: c.RetryAfter.Seconds(),
 		DurationMs: float64(c.Duration) / float64(time.Millisecond),
+	}
+	if !c.SeenSince.IsZero() {
+		row.Seen, row.SeenSince = c.Seen.String(), jsonTime(c.SeenSince)
 	}
 	if c.Status != Unknown {
 		row.Status = draftWord(c.Status)

@@ -35,11 +35,20 @@ import (
 //	             abandoned        → abandonedStatus; Value, Unit "calls", Limit the total of slots
 //	circuit      state            → circuitStatus; State "closed", "half-open", "open"; RetryAfter the time to the next trial
 //	             failure rate     → Healthy; Value 0 to 100, Unit "%", Limit the threshold
+//	account      key              → accountStatus; State "ok", "status 401", "stale", "unseen"
+//	             payment          → accountStatus; State the same with "status 402"
+//	             permission       → accountStatus; State the same with "status 403"
 //	latency      p50, p90, p99, by class → Healthy; Value since the process began, Unit "ms"
 //	             calls,   by class → Healthy; Value calls that were measured, Unit "calls"
 //
 // The probe reports api: responseTime, Unit "ms", whose State is "ok" or a word for what is wrong. A layer that is left out
 // is not watched. One that has nothing to judge says Healthy and State "ok".
+//
+// The account is judged by the answers to ordinary calls, probe or no probe: what came from the other side just now, nothing
+// that was cached or replayed. 401 is unhealthy, since no call will work, and any success refutes it. 402 is degraded, and
+// so is 403, which may be about one operation only: only a success of the same operation refutes those. After 15 minutes
+// without either, nobody knows (State "stale"). A stack through which several accounts call shows the trouble of the last one:
+// mute "account" there, or change it by its States.
 
 // unwrittenStatus judges changes of letters that are not in their store. A few are on their way; many mean that it takes none.
 func unwrittenStatus(n int) (Status, string) {
@@ -59,6 +68,7 @@ var layerReadings = map[string][]string{
 	"retry":    {"budget", "throttled"},
 	"bulkhead": {"slots", "queue", "shed", "abandoned"},
 	"circuit":  {"state", "failure rate"},
+	"account":  {"key", "payment", "permission"},
 	"latency":  {"p50", "p90", "p99", "calls"},
 }
 
@@ -74,8 +84,24 @@ type HealthRule struct {
 	DegradedFrom float64
 	// UnhealthyFrom is the Value from which on such a reading is unhealthy. 0: no value is.
 	UnhealthyFrom float64
-	// States gives readings with a State a status, for example "open". It has the last word.
+	// States gives readings with a State a status, for example "open". It has the last word on how a reading is judged.
 	States map[string]Status
+	// WorseAfter is how long something worse must be seen before it counts, BetterAfter how long something better. Until
+	// then CheckResult.Status stays what it was; Seen, SeenSince and the Message tell what is seen. All readings that the
+	// rule is for are taken together: the worst of them is what is seen. 0: at once.
+	//
+	//   - The first reading counts at once.
+	//   - Time is worked out when somebody reads, and while nobody does, what was seen last is taken to go on. So it makes
+	//     no difference how often health is read.
+	//   - Unknown proves nothing, and so does not end the time of something worse. In place of something bad that counts
+	//     already it comes after BetterAfter, in place of healthy at once.
+	//   - An answer of the probe is what is seen until the next one. A time shorter than HealthConfig.ProbeEvery (for a
+	//     check, HealthCheck.Every) is over before anybody has asked again.
+	//
+	// For a readiness probe that takes an instance out after half a minute of failures, and back after a quarter of a minute without:
+	//
+	//	"api": {WorseAfter: 30 * time.Second, BetterAfter: 15 * time.Second}
+	WorseAfter, BetterAfter time.Duration
 }
 
 func checkHealthRules(f *faults, cfg HealthConfig) {
@@ -98,6 +124,8 @@ func checkHealthRules(f *faults, cfg HealthConfig) {
 		if v := rule.UnhealthyFrom; math.IsNaN(v) || math.IsInf(v, 0) || v < 0 || v > 0 && v < rule.DegradedFrom {
 			f.add(field+".UnhealthyFrom", "0 for never, or positive and not below DegradedFrom", v)
 		}
+		f.positive(field+".WorseAfter", rule.WorseAfter)
+		f.positive(field+".BetterAfter", rule.BetterAfter)
 		for _, state := range slices.Sorted(maps.Keys(rule.States)) {
 			if s := rule.States[state]; s > Unhealthy {
 				f.add(fmt.Sprintf("%s.States[%q]", field, state), "one of the statuses", s)
@@ -115,20 +143,38 @@ func cloneRules(rules map[string]HealthRule) map[string]HealthRule {
 	return rules
 }
 
-// judge lets the rules have the last word on each reading.
-func (h *Health) judge(checks []CheckResult) {
-	if len(h.rules) == 0 {
-		return
-	}
-	for i, c := range checks {
-		rule, ok := h.rules[c.Name+":"+c.Measure]
-		if !ok {
-			rule, ok = h.rules[c.Name]
-		}
+// judge lets the rules have the last word on each reading: how bad it is, and when that counts.
+func (h *Health) judge(checks []CheckResult, turn uint64, patient bool) {
+	var waiting map[string][]*CheckResult // by rule: those that do not count at once
+	for i := range checks {
+		c := &checks[i]
+		key, rule, ok := h.ruleOf(c)
 		if ok {
-			checks[i] = rule.judge(c)
+			*c = rule.judge(*c)
+		}
+		c.Status = min(c.Status, Unhealthy)
+		c.Seen, c.SeenSince = c.Status, time.Time{}
+		if h.steady.rules[key] != nil {
+			if waiting == nil {
+				waiting = map[string][]*CheckResult{}
+			}
+			waiting[key] = append(waiting[key], c)
 		}
 	}
+	h.steady.apply(waiting, turn, patient)
+}
+
+// ruleOf finds the rule for a reading: the one for it alone, else that for its component.
+func (h *Health) ruleOf(c *CheckResult) (key string, rule HealthRule, ok bool) {
+	if len(h.rules) == 0 {
+		return "", HealthRule{}, false
+	}
+	key = c.Name + ":" + c.Measure
+	if rule, ok = h.rules[key]; !ok {
+		key = c.Name
+		rule, ok = h.rules[key]
+	}
+	return key, rule, ok
 }
 
 func (r HealthRule) judge(c CheckResult) CheckResult {

@@ -53,6 +53,7 @@ type Stack struct {
 	calls    callCount
 	running  atomic.Bool
 	latency  latencies
+	account  account
 
 	mu   sync.Mutex
 	own  []*http.Transport // made for Wrap(nil)
@@ -124,6 +125,9 @@ func (s *Stack) lay(end leg) leg {
 	for _, st := range s.road() {
 		if st.on {
 			doors = append(doors, st.door)
+		}
+		if st.name == "dlq" { // below it every answer is one that the other side gave just now
+			doors = append(doors, &s.account)
 		}
 	}
 	return legOf(Chain(doors...).Wrap(end))

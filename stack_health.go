@@ -29,7 +29,8 @@ func (s *Stack) wireHealth(cfg Config) {
 	if s.Breaker != nil {
 		h.watch("circuit", func(context.Context) []CheckResult { return s.checkCircuit(cfg.Breaker) })
 	}
-	if len(h.watchers) > 0 { // alone it says nothing about health
+	if len(h.watchers) > 0 { // alone they say nothing about health
+		h.watch("account", func(context.Context) []CheckResult { return s.account.readings() })
 		h.watch("latency", s.checkLatency)
 	}
 }

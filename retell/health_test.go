@@ -2,6 +2,7 @@ package retell
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/retell/retelltest"
 )
 
 // asked is a fake API that answers get-concurrency, and all else with an empty object.
@@ -37,24 +39,20 @@ func answered(code int, body string) *http.Response {
 }
 
 func saying(code int, body string) *asked {
-	return &asked{answer: func(*http.Request) (*http.Response, error) { return answered(code, body), nil }}
+	return &asked{answer: func(*http.Request) (*http.Response, error) {
+		time.Sleep(time.Millisecond) // so that who does not wait for it cannot have it
+		return answered(code, body), nil
+	}}
 }
 
 // lookAt makes a client, has its health ask once, and returns the report that knows the answer.
 func lookAt(t *testing.T, a *asked, cfg resilience.Config) resilience.Report {
 	t.Helper()
-	looked := make(chan struct{})
-	slow := resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-		if req.URL.Path == "/get-concurrency" {
-			<-looked
-		}
-		return a.RoundTrip(req)
-	})
-	c, err := New("key_test", WithTransport(slow), WithConfig(cfg))
+	c, err := New("key_test", WithTransport(a), WithConfig(cfg))
 	require.NoError(t, err)
 	h := c.Stack().Health()
 	require.Equal(t, resilience.Unknown, h.Check(t.Context()).Find("concurrency").Status, "nobody waits for it")
-	close(looked)
+	time.Sleep(time.Second)
 	synctest.Wait()
 	return h.Check(t.Context())
 }
@@ -173,4 +171,44 @@ func TestConcurrencyIsTheUsersToChange(t *testing.T) {
 			require.Zero(t, a.count.Load(), "Retell is not asked")
 		})
 	}
+}
+
+// A probe sees a key that was revoked, but never that the workspace cannot pay: reads go on working. The calls see both.
+func TestHealthTellsAccountTroubleFromAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer()
+		defer srv.Close()
+		c, err := New(retelltest.DefaultKey, WithTransport(srv.Transport()))
+		require.NoError(t, err)
+		call := func() error {
+			_, err := c.Calls.CreatePhoneCall(t.Context(), CreatePhoneCallParams{FromNumber: "+15550001000", ToNumber: "+15555550123"})
+			return err
+		}
+		look := func() resilience.Report {
+			time.Sleep(10 * time.Second)
+			return c.Stack().Health().Check(t.Context())
+		}
+		require.NoError(t, call())
+		require.Equal(t, resilience.Healthy, look().Status)
+
+		srv.Inject("create-phone-call", retelltest.Status(402))
+		require.ErrorIs(t, call(), ErrPaymentRequired)
+		_, err = c.Concurrency.Get(t.Context())
+		require.NoError(t, err)
+		r := look()
+		require.Equal(t, resilience.Degraded, r.Status)
+		require.Equal(t, resilience.Healthy, r.Find("api").Status, "the probe is answered")
+		require.Equal(t, "closed", r.Find("circuit").State)
+		text, err := json.Marshal(r)
+		require.NoError(t, err)
+		require.Contains(t, string(text), `"output":"account: status 402: create-phone-call: payment required"`)
+		require.NotContains(t, string(text), "+1555")
+		require.NoError(t, call())
+		require.Equal(t, resilience.Healthy, look().Status)
+
+		srv.Inject("create-phone-call", retelltest.Status(401))
+		require.ErrorIs(t, call(), ErrUnauthorized)
+		require.Equal(t, resilience.Unhealthy, look().Find("account").Status)
+		require.NoError(t, c.Close(t.Context()))
+	})
 }

@@ -90,6 +90,19 @@ func readmeHealth(client *retell.Client, mux *http.ServeMux) {
 	fmt.Println("Retell circuit:", client.Stack().Breaker.State())
 }
 
+func readmeReadiness(mux *http.ServeMux) (*retell.Client, error) {
+	cfg := retell.Config()
+	cfg.Health.Rules = map[string]resilience.HealthRule{
+		"api": {WorseAfter: 30 * time.Second, BetterAfter: 15 * time.Second},
+	}
+	client, err := retell.New(os.Getenv("RETELL_API_KEY"), retell.WithConfig(cfg))
+	if err != nil {
+		return nil, err
+	}
+	mux.Handle("GET /readyz", client.Stack().Health().Ready()) // 503 while unhealthy
+	return client, nil
+}
+
 func readmeResolve(ctx context.Context, client *retell.Client) error {
 	keys := client.Stack().Idempotency
 	record, err := keys.Lookup(ctx, "reminder:4711:2026-11-23") // how does it stand?
@@ -157,5 +170,8 @@ func TestREADMERuns(t *testing.T) {
 	require.Len(t, key, 43)
 	readmeHealth(client, http.NewServeMux())
 	require.NoError(t, readmeResolve(t.Context(), client))
+	require.NoError(t, client.Close(t.Context()))
+	client, err = readmeReadiness(http.NewServeMux())
+	require.NoError(t, err)
 	require.NoError(t, client.Close(t.Context()))
 }

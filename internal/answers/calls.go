@@ -3,11 +3,9 @@ package answers
 import "sync"
 
 // Calls are the reads on their way that others may wait for. ID tells apart what must not be shared; L says who leads. It is
-// safe for concurrent use.
+// safe for concurrent use. The store's lock is theirs too, since each call is a read of it.
 type Calls[ID comparable, L any] struct {
 	store *Store
-
-	mu    sync.Mutex
 	under map[ID]*Call[ID, L]
 
 	// Nearly every call ends without a follower. It is used again then, since nobody else has seen it.
@@ -47,39 +45,41 @@ type Call[ID comparable, L any] struct {
 // Join returns the call under id that is on its way, for a follower; or, if there is none, one to lead. A call that a
 // write has overtaken is not joined: who asks after the write must see it. A leader must call Leave and then End.
 func (c *Calls[ID, L]) Join(id ID, k Key, resource string, leader L) (call *Call[ID, L], leads bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if call = c.under[id]; call != nil && c.store.Current(call.Read) {
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	call = c.under[id]
+	switch {
+	case call == nil:
+	case !call.Read.overtaken():
 		if call.done == nil {
 			call.done = make(chan struct{})
 		}
 		return call, false
-	}
-	if call != nil {
+	default:
 		call.replaced = true
 	}
 	call, _ = c.unseen.Get().(*Call[ID, L])
 	if call == nil {
 		call = new(Call[ID, L])
 	}
-	*call = Call[ID, L]{ID: id, Leader: leader, Read: c.store.Begin(k, resource)}
+	call.ID, call.Leader, call.Read = id, leader, c.store.begin(k, resource)
 	c.under[id] = call
 	return call, true
 }
 
-// Leave takes a call out, so that nobody joins it any more, and reports whether anybody waits for it.
+// Leave takes a call out, so that nobody joins it any more, ends its read, and reports whether anybody waits for it.
 func (c *Calls[ID, L]) Leave(call *Call[ID, L]) (awaited bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
 	if !call.replaced {
 		delete(c.under, call.ID)
 	}
+	c.store.end(call.Read)
 	return call.done != nil
 }
 
 // End wakes those who wait. The leader must not use the call any more.
 func (c *Calls[ID, L]) End(call *Call[ID, L]) {
-	c.store.End(call.Read)
 	if call.done != nil {
 		close(call.done)
 		return
@@ -93,7 +93,7 @@ func (call *Call[ID, L]) Done() <-chan struct{} { return call.done }
 
 // Len is how many calls are on their way.
 func (c *Calls[ID, L]) Len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
 	return len(c.under)
 }

@@ -73,7 +73,11 @@ func appendHeaders(b []byte, h http.Header, names []string) []byte {
 			found = append(found, place{i, values})
 		}
 	}
-	slices.SortFunc(found, func(x, y place) int { return x.at - y.at })
+	for i := 1; i < len(found); i++ { // they are few
+		for j := i; j > 0 && found[j].at < found[j-1].at; j-- {
+			found[j], found[j-1] = found[j-1], found[j]
+		}
+	}
 	for _, p := range found {
 		b = binary.AppendVarint(b, int64(p.at)+1)
 		b = binary.AppendUvarint(b, uint64(len(p.values)))

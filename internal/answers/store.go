@@ -62,6 +62,11 @@ type Read struct {
 func (s *Store) Begin(k Key, resource string) Read {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.begin(k, resource)
+}
+
+// begin, like all that has a small letter here, is for who holds the lock.
+func (s *Store) begin(k Key, resource string) Read {
 	r := Read{since: s.moment}
 	if e := s.entries[k]; e != nil {
 		r.last = e.answer
@@ -81,6 +86,10 @@ func (s *Store) Begin(k Key, resource string) Read {
 func (s *Store) End(r Read) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.end(r)
+}
+
+func (s *Store) end(r Read) {
 	s.reads--
 	r.node.reads--
 	r.node.prune()
@@ -90,8 +99,10 @@ func (s *Store) End(r Read) {
 func (s *Store) Current(r Read) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !r.node.overtaken(r.since)
+	return !r.overtaken()
 }
+
+func (r Read) overtaken() bool { return r.node.overtaken(r.since) }
 
 // Put keeps the answer to a read that has not ended. An answer that is larger than the store, or that a write has
 // overtaken, is not kept.
@@ -99,7 +110,7 @@ func (s *Store) Put(r Read, k Key, a *Answer, now time.Time) (kept bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire(now, 2) // more than is put, so that what has expired always leaves, without a read or a sweep
-	if r.node.overtaken(r.since) {
+	if r.overtaken() {
 		s.stats.Invalidated++
 		return false
 	}

@@ -61,6 +61,8 @@ func (a *api) RoundTrip(req *http.Request) (*http.Response, error) {
 		<-a.hanging
 	case mode == "lose":
 		return nil, io.ErrUnexpectedEOF
+	case mode == "unpaid":
+		return answer(402, `{"message":"`+theirs+`"}`)
 	case mode == "fail":
 		return answer(503, `{"message":"`+theirs+`"}`)
 	}
@@ -95,6 +97,9 @@ func newOutage(t *testing.T) *outage {
 	}
 	o.api.set("lose")
 	require.True(t, resilience.InDoubt(o.call("secret-doubt:"+theirs)))
+
+	o.api.set("unpaid")
+	require.ErrorIs(t, o.call("secret-unpaid:"+theirs), retell.ErrPaymentRequired)
 
 	o.api.set("hang")
 	o.api.hung.Add(3)
@@ -165,6 +170,8 @@ func TestPageOfAnOutage(t *testing.T) {
 		"letters: oldest |":       `\| [\d.]+ (ms|s) \| healthy`,
 		"bulkhead: shed |":        `\| [1-9]\d* calls? \| degraded \| calls were turned away lately$`,
 		"bulkhead: abandoned |":   `\| 0 of 3 calls \| healthy`,
+		"account: key |":          `\| ok \| healthy \|`,
+		"account: payment |":      `\| status 402 \| degraded \| create-phone-call: payment required$`,
 		"concurrency: headroom |": `\| 3 of 20 calls \| healthy`,
 	} {
 		require.Regexp(t, want, text(row(begins)), begins)
@@ -173,7 +180,7 @@ func TestPageOfAnOutage(t *testing.T) {
 		require.Contains(t, text(`document.querySelector("main").textContent`), event)
 	}
 
-	require.Equal(t, "bulkhead circuit", text(`[...document.querySelectorAll(".card h3")].slice(0, 2).map(e => e.textContent).join(" ")`), "trouble comes first")
+	require.Equal(t, "bulkhead circuit account", text(`[...document.querySelectorAll(".card h3")].slice(0, 3).map(e => e.textContent).join(" ")`), "trouble comes first")
 
 	pictures := os.Getenv("PICTURES") // kept there if somebody wants to look
 	if pictures == "" {

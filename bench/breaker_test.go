@@ -9,6 +9,7 @@ import (
 	"github.com/failsafe-go/failsafe-go"
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 	"github.com/retell-resilience/resilience"
+	"github.com/slok/goresilience"
 	"github.com/sony/gobreaker/v2"
 )
 
@@ -73,6 +74,8 @@ func BenchmarkBreakerClosed(b *testing.B) {
 			return func() error { return cb.Run(func() error { return nil }) }
 		}),
 		loop("hystrix", func(*testing.B) func() error { return hystrixCall(newCircuit(), nil) }),
+		throughRunners("goresilience", func(*testing.B) []goresilience.Middleware { return []goresilience.Middleware{runnerBreaker()} }),
+		throughCep21("cep21", false, work, background),
 		loop("ours-allow", func(b *testing.B) func() error {
 			breaker := newBreaker(b)
 			return func() error {
@@ -131,6 +134,8 @@ func BenchmarkBreakerOpen(b *testing.B) {
 			return func() error { return cb.Run(func() error { return nil }) }
 		}),
 		refusal("hystrix", hystrixOpen),
+		refusal("goresilience", openRunner),
+		refusal("cep21", openCep21),
 		refusal("ours-allow", func(b *testing.B) func() error {
 			breaker := openBreaker(b, newBreaker(b))
 			return func() error {

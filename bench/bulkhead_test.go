@@ -10,6 +10,7 @@ import (
 	"github.com/failsafe-go/failsafe-go"
 	"github.com/failsafe-go/failsafe-go/bulkhead"
 	"github.com/retell-resilience/resilience"
+	pool "github.com/slok/goresilience/bulkhead"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -61,6 +62,14 @@ func everySlots() []slots {
 				hold()
 				s.Release()
 				return nil
+			}
+		}},
+		{"goresilience", func(b *testing.B, n int) func(context.Context, func()) error {
+			stop := make(chan struct{})
+			b.Cleanup(func() { close(stop) })
+			runner := pool.New(pool.Config{Workers: n, MaxWaitTime: budget, StopC: stop})
+			return func(ctx context.Context, hold func()) error {
+				return runner.Run(ctx, func(context.Context) error { hold(); return nil })
 			}
 		}},
 		{"ours-acquire", func(b *testing.B, n int) func(context.Context, func()) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/failsafe-go/failsafe-go"
 	"github.com/failsafe-go/failsafe-go/timeout"
 	"github.com/retell-resilience/resilience"
+	"github.com/slok/goresilience"
 )
 
 const withThree = withBreaker | withBulkhead | withTimeout
@@ -54,6 +55,7 @@ func BenchmarkTimeout(b *testing.B) {
 			d := deadline.New(limit)
 			return func() error { return d.Run(func(<-chan struct{}) error { return nil }) }
 		}),
+		throughRunners("goresilience", func(*testing.B) []goresilience.Middleware { return []goresilience.Middleware{runnerTimeout()} }),
 		do("ours-do", withTimeout),
 		do("ours-in-place", withTimeout|inPlace),
 		loop("context-watched", withTimeoutOf(watchedWork, caller)),
@@ -81,10 +83,13 @@ func BenchmarkBreakerBulkheadTimeout(b *testing.B) {
 		throughFailsafe("failsafe", failsafeThree[int]),
 		loop("go-resiliency", func(*testing.B) func() error { return newResiliency().once }),
 		loop("hystrix", func(*testing.B) func() error { return hystrixCall(newCircuit(), nil) }),
+		throughRunners("goresilience", runnersThree),
+		throughCep21("cep21", true, work, background),
 		do("ours-do", withThree),
 		do("ours-in-place", withThree|inPlace),
 		hand("by-hand-watched", watchedWork, caller),
 		throughFailsafeWatched("failsafe-watched", failsafeThree[int]),
+		throughCep21("cep21-watched", true, watchedWork, caller),
 		doWork("ours-do-watched", withThree, read, watchedWork, caller),
 		doWork("ours-in-place-watched", withThree|inPlace, read, watchedWork, caller),
 	})
@@ -100,6 +105,7 @@ func BenchmarkFourWithRetry(b *testing.B) {
 			again := retrier.New(retrier.ExponentialBackoff(retries, 500_000_000), nil)
 			return func() error { return again.Run(r.once) }
 		}),
+		throughRunners("goresilience", runnersFour),
 		do("ours-do", withThree|withRetry),
 		do("ours-in-place", withThree|withRetry|inPlace),
 	})

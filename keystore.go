@@ -81,7 +81,9 @@ type expiring struct {
 // DefaultMaxKeys is how many records a [MemoryStore] holds unless told otherwise.
 const DefaultMaxKeys = 1_000_000
 
-// NewMemoryStore makes a store for at most maxKeys records; 0 or less: [DefaultMaxKeys].
+// NewMemoryStore makes a store for at most maxKeys records; 0 or less: [DefaultMaxKeys]. It belongs to one [Idempotency] at
+// a time: a second one takes the keys that the first has under way for those of a process that has died. Clients that
+// should know each other's keys share a [Stack].
 func NewMemoryStore(maxKeys int) *MemoryStore {
 	if maxKeys <= 0 {
 		maxKeys = DefaultMaxKeys

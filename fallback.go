@@ -389,7 +389,7 @@ func (f *Fallback) unasked(ctx context.Context, t *trip, req *http.Request, next
 	if !f.config.ServeFresh && !f.config.Refresh || answers.Says(req.Header, "no-cache") {
 		return nil
 	}
-	a, age, ok := f.store.Get(key, time.Now())
+	a, age, ok := f.store.Get(key, t.now())
 	switch {
 	case !ok:
 		return nil
@@ -408,7 +408,7 @@ func (f *Fallback) settle(ctx context.Context, t *trip, req *http.Request, key a
 	if why == "" {
 		return resp, err
 	}
-	if a, age, ok := f.store.Get(key, time.Now()); ok {
+	if a, age, ok := f.store.Get(key, t.now()); ok {
 		discardAnswer(resp)
 		return f.serve(t, req, a, age, why), nil
 	}

@@ -120,7 +120,7 @@ func (f *Fallback) send(ctx context.Context, t *trip, req *http.Request, next le
 	case http.StatusOK:
 		a, ok := read.Take(resp, f.headers)
 		if ok {
-			f.store.Put(read, key, a, time.Now())
+			f.store.Put(read, key, a, t.now())
 		}
 		return resp, a, nil
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone:

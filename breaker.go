@@ -189,24 +189,24 @@ func (b *Breaker) Wrap(next http.RoundTripper) http.RoundTripper {
 	return newDoor(next, b.pass)
 }
 
-func (b *Breaker) pass(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (b *Breaker) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	gate := b.gate(t.call)
 	ticket, wait, err := gate.Enter()
 	if err != nil {
 		return nil, refusedAt(t.call.Operation, wait, err)
 	}
 	if t.flight == nil {
-		return observe(t, req, next, func(r circuit.Result) { gate.Leave(ticket, r) })
+		return observe(ctx, t, req, next, func(r circuit.Result) { gate.Leave(ticket, r) })
 	}
-	return observeFlight(t, req, next, gate, gate.Once(ticket))
+	return observeFlight(ctx, t, req, next, gate, gate.Once(ticket))
 }
 
 // observeFlight is observe for a flight, which counts as a failure when its callers have all given up by time, and then
 // no more.
-func observeFlight(t *trip, req *http.Request, next leg, gate *circuit.Gate, ticket circuit.Ticket) (*http.Response, error) {
+func observeFlight(ctx context.Context, t *trip, req *http.Request, next leg, gate *circuit.Gate, ticket circuit.Ticket) (*http.Response, error) {
 	done := func(r circuit.Result) { gate.Leave(ticket, r) }
 	t.flight.onGivenUp(func() { done(givenUp) })
-	return observe(t, req, next, done)
+	return observe(ctx, t, req, next, done)
 }
 
 // givenUp is the result of a flight that nobody waits for any more because it took too long.
@@ -217,11 +217,11 @@ func refusedAt(operation string, wait time.Duration, err error) *Error {
 }
 
 // observe reports how the rest of the road ended, whichever way it did.
-func observe(t *trip, req *http.Request, next leg, done func(circuit.Result)) (*http.Response, error) {
+func observe(ctx context.Context, t *trip, req *http.Request, next leg, done func(circuit.Result)) (*http.Response, error) {
 	result := circuit.Result{Outcome: circuit.Failure, Cause: "panic"} // stays, after a panic or runtime.Goexit
 	defer func() { done(result) }()
-	resp, err := next.travel(t, req)
-	result = resultOf(req.Context(), resp, err)
+	resp, err := next.travel(ctx, t, req)
+	result = resultOf(ctx, resp, err)
 	return resp, err
 }
 
@@ -452,7 +452,7 @@ func (b *Breaker) Stats() BreakerStats {
 		State: BreakerState(v.State), Forced: v.Forced,
 		Window: countsOf(v.Window), LastTrip: countsOf(v.Trip), FailureRate: -1, SlowRate: -1,
 		Successes: v.Totals.Successes, Failures: v.Totals.Failures, Ignored: v.Totals.Ignored,
-		Rejected: v.Totals.Rejected, Opened: v.Totals.Opened, HalfOpened: v.Totals.HalfOpened, Closed: v.Totals.Closed,
+		Rejected: v.Rejected, Opened: v.Totals.Opened, HalfOpened: v.Totals.HalfOpened, Closed: v.Totals.Closed,
 		OpenSince: v.OpenSince, RetryAfter: v.Wait, Share: v.Share,
 	}
 	if total := v.Window.Total(); total >= uint64(b.config.MinCalls) { //nolint:gosec // checked
@@ -466,7 +466,7 @@ func (b *Breaker) Stats() BreakerStats {
 }
 
 func countsOf(c window.Counts) BreakerCounts {
-	return BreakerCounts{int(c.Successes), int(c.Failures), int(c.Slow)} //nolint:gosec // calls of a few seconds
+	return BreakerCounts{int(c.Successes), int(c.Failures), int(c.Slow)}
 }
 
 // report makes an event of a change. It runs under the lock of the circuit, which keeps the events in order.
@@ -474,7 +474,7 @@ func (p *breakerParts) report(c circuit.Change) {
 	p.events.emit(Event{
 		Kind: eventKindOf(c), Operation: c.Key,
 		From: BreakerState(c.From).String(), To: BreakerState(c.To).String(),
-		Cause: c.Last.Cause, StatusCode: c.Last.Status, Count: int(c.Counts.Failures), Duration: c.For, //nolint:gosec // small
+		Cause: c.Last.Cause, StatusCode: c.Last.Status, Count: int(c.Counts.Failures), Duration: c.For,
 	})
 }
 

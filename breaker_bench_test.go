@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"testing"
@@ -11,8 +12,10 @@ import (
 // emptyLeg answers without doing anything, so that a benchmark measures the layer in front of it.
 type emptyLeg struct{ resp *http.Response }
 
-func (l emptyLeg) RoundTrip(*http.Request) (*http.Response, error)     { return l.resp, nil }
-func (l emptyLeg) travel(*trip, *http.Request) (*http.Response, error) { return l.resp, nil }
+func (l emptyLeg) RoundTrip(*http.Request) (*http.Response, error) { return l.resp, nil }
+func (l emptyLeg) travel(context.Context, *trip, *http.Request) (*http.Response, error) {
+	return l.resp, nil
+}
 
 // benchRoad is what the breaker sees inside a stack: a trip that was made by an outer layer.
 func benchRoad(b *testing.B, status int) (*trip, *http.Request, leg) {
@@ -21,7 +24,8 @@ func benchRoad(b *testing.B, status int) (*trip, *http.Request, leg) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	t := &trip{call: Call{Operation: "op"}.resolve(req.Method, EffectRead), url: req.URL, method: req.Method}
+	t := &trip{call: Call{Operation: "op"}, url: req.URL, method: req.Method}
+	t.resolve(nil, req.Method, EffectRead)
 	return t, req, emptyLeg{&http.Response{StatusCode: status}}
 }
 
@@ -47,7 +51,7 @@ func BenchmarkBreakerClosed(b *testing.B) {
 		t, req, next := benchRoad(b, http.StatusOK)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, _ = breaker.pass(t, req, next) //nolint:bodyclose // there is none
+			_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
 		}
 	})
 	b.Run("ours-slow-calls", func(b *testing.B) {
@@ -55,7 +59,7 @@ func BenchmarkBreakerClosed(b *testing.B) {
 		t, req, next := benchRoad(b, http.StatusOK)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, _ = breaker.pass(t, req, next) //nolint:bodyclose // there is none
+			_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
 		}
 	})
 	b.Run("ours-parallel", func(b *testing.B) {
@@ -64,7 +68,7 @@ func BenchmarkBreakerClosed(b *testing.B) {
 		b.ReportAllocs()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				_, _ = breaker.pass(t, req, next) //nolint:bodyclose // there is none
+				_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
 			}
 		})
 	})
@@ -84,7 +88,7 @@ func BenchmarkBreakerOpen(b *testing.B) {
 		t, req, next := benchRoad(b, http.StatusInternalServerError)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, _ = breaker.pass(t, req, next) //nolint:bodyclose // there is none
+			_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
 		}
 	})
 }
@@ -119,13 +123,13 @@ func BenchmarkBreakerCircuits(b *testing.B) {
 				one := t.copy()
 				one.call.Operation = "operation " + strconv.Itoa(i)
 				trips[i] = one
-				_, _ = breaker.pass(one, req, next) //nolint:bodyclose // there is none
+				_, _ = breaker.pass(context.Background(), one, req, next) //nolint:bodyclose // there is none
 			}
 			i := 0
 			b.ReportAllocs()
 			for b.Loop() {
 				i = (i + 7919) % n
-				_, _ = breaker.pass(trips[i], req, next) //nolint:bodyclose // there is none
+				_, _ = breaker.pass(context.Background(), trips[i], req, next) //nolint:bodyclose // there is none
 			}
 		})
 	}
@@ -138,11 +142,11 @@ func BenchmarkBreakerB18Results(b *testing.B) {
 			breaker := benchBreaker(b, BreakerConfig{MetricsOnly: true})
 			t, req, next := benchRoad(b, http.StatusInternalServerError)
 			for range n {
-				_, _ = breaker.pass(t, req, next) //nolint:bodyclose // there is none
+				_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _ = breaker.pass(t, req, next) //nolint:bodyclose // there is none
+				_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
 			}
 		})
 	}

@@ -402,7 +402,7 @@ func TestB13_AFlightGivenUpByTimeCountsOnce(t *testing.T) {
 		gate.Leave(ticket, givenUp)
 		return answering(http.StatusOK)(req)
 	}))
-	_, err = observeFlight(tr, req, next, gate, ticket)
+	_, err = observeFlight(t.Context(), tr, req, next, gate, ticket)
 	require.NoError(t, err)
 	requireTotals(t, b, OutcomeFailure)
 }
@@ -465,9 +465,9 @@ func TestB18_RecordingAllocatesNothing(t *testing.T) {
 	require.NoError(t, err)
 	next := emptyLeg{&http.Response{StatusCode: http.StatusInternalServerError}}
 	for range 100_000 {
-		_, _ = b.pass(tr, req, next) //nolint:bodyclose // there is none
+		_, _ = b.pass(context.Background(), tr, req, next) //nolint:bodyclose // there is none
 	}
-	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = b.pass(tr, req, next) })) //nolint:bodyclose // there is none
+	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = b.pass(context.Background(), tr, req, next) })) //nolint:bodyclose // there is none
 }
 
 func TestB18_ACallLongerThanTheWindowCounts(t *testing.T) {

@@ -35,9 +35,10 @@ type Bulkhead struct {
 	share   func() float64   // of Total that may be used now, between 0 and 1
 	closing <-chan struct{}  // closed: nobody waits any more, nobody comes in
 
-	openings atomic.Uint64 // how often sendHome was called: a newcomer who asked before must ask again
+	epoch time.Time
 
 	mu        sync.Mutex
+	openings  uint64 // how often sendHome was called: a newcomer who asked before must ask again
 	book      slots.Book[claim]
 	maxWait   time.Duration // 0: no bound
 	tallies   [3]tally
@@ -78,7 +79,7 @@ func NewBulkhead(c BulkheadConfig) (*Bulkhead, error) {
 	if err != nil || c.Off {
 		return nil, err
 	}
-	b := &Bulkhead{events: newEvents("bulkhead", c.OnEvent), sheds: recent.New(time.Now())}
+	b := &Bulkhead{events: newEvents("bulkhead", c.OnEvent), epoch: time.Now(), sheds: recent.New(time.Now())}
 	b.set(bounds, c.MaxWait)
 	return b, nil
 }
@@ -100,10 +101,8 @@ func (b *Bulkhead) Acquire(ctx context.Context, p Priority) (release func(), err
 		return func() {}, nil
 	}
 	tier := tierOf(p)
-	if !b.takeFree(ctx, tier) {
-		if err := b.wait(ctx, &roadless[tier], tier); err != nil {
-			return nil, err
-		}
+	if err := b.enter(ctx, &roadless[tier], tier); err != nil {
+		return nil, err
 	}
 	var released atomic.Bool
 	return func() {
@@ -276,12 +275,10 @@ var (
 )
 
 // pass is the door. Whatever happens below, a panic and Goexit included, the slot comes back exactly once.
-func (b *Bulkhead) pass(t *trip, req *http.Request, next leg) (*http.Response, error) {
-	ctx, tier := req.Context(), tierOf(t.call.Priority)
-	if !b.takeFree(ctx, tier) {
-		if err := b.wait(ctx, t, tier); err != nil {
-			return nil, err
-		}
+func (b *Bulkhead) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	tier := tierOf(t.call.Priority)
+	if err := b.enter(ctx, t, tier); err != nil {
+		return nil, err
 	}
 	returned := false
 	defer func() {
@@ -289,7 +286,7 @@ func (b *Bulkhead) pass(t *trip, req *http.Request, next leg) (*http.Response, e
 			b.giveBack(tier)
 		}
 	}()
-	resp, err := next.travel(t, req)
+	resp, err := next.travel(ctx, t, req)
 	returned = true
 	b.settle(t, tier, tailOf(resp, err), err)
 	return resp, err
@@ -324,20 +321,56 @@ func (b *Bulkhead) abandon(operation string, tier slots.Tier, rest *tail) {
 	})
 }
 
-// takeFree takes a slot if one is free and nobody waits for it. Most calls get no further.
-func (b *Bulkhead) takeFree(ctx context.Context, tier slots.Tier) bool {
-	if b.ended(ctx) != admitted {
-		return false
-	}
-	share := b.shareNow()
-	b.mu.Lock()
-	took := b.take(tier, share)
-	b.mu.Unlock()
-	if took {
+// enter returns when the call has a slot, or an error instead of one.
+func (b *Bulkhead) enter(ctx context.Context, t *trip, tier slots.Tier) error {
+	err := b.comeIn(ctx, t, tier)
+	if err == nil {
 		b.tallies[tier].granted.Add(1)
 	}
-	return took
+	return err
 }
+
+// comeIn finds a slot free, and nobody waiting for it, most of the time. Only otherwise the circuit is asked whether
+// waiting makes sense, and then not under the lock: if it opened meanwhile it is asked again, since those who waited were
+// sent home without this call.
+func (b *Bulkhead) comeIn(ctx context.Context, t *trip, tier slots.Tier) error {
+	var w *waiter
+	for asked, asking := b.refusal == nil, uint64(0); ; asked = true {
+		share := b.shareNow()
+		if why := b.ended(ctx); why != admitted {
+			return b.turnAway(ctx, b.waiterOf(w, t, tier), why, nil)
+		}
+		b.mu.Lock()
+		if b.take(tier, share) {
+			b.mu.Unlock()
+			return nil
+		}
+		w = b.waiterOf(w, t, tier)
+		if asked && asking == b.openings {
+			why, maxWait := b.enqueue(w, share), b.maxWait
+			b.mu.Unlock()
+			if why != admitted {
+				return w.Value.reason(ctx, why)
+			}
+			return b.sit(ctx, w, maxWait)
+		}
+		asking = b.openings
+		b.mu.Unlock()
+		if err := b.refusal(t.call); err != nil {
+			return b.turnAway(ctx, w, shedOpen, err)
+		}
+	}
+}
+
+func (b *Bulkhead) waiterOf(w *waiter, t *trip, tier slots.Tier) *waiter {
+	if w != nil {
+		return w
+	}
+	return &waiter{Value: claim{trip: t}, Tier: tier, Since: b.now()}
+}
+
+// now is time.Now at half the price.
+func (b *Bulkhead) now() time.Time { return b.epoch.Add(time.Since(b.epoch)) }
 
 // take serves those who wait first: share may have grown since anybody looked.
 func (b *Bulkhead) take(tier slots.Tier, share float64) bool {
@@ -358,59 +391,16 @@ func (b *Bulkhead) dispatch(share float64) {
 	if b.book.Waiting() == 0 {
 		return
 	}
-	for w := b.book.Next(share); w != nil; w = b.book.Next(share) {
+	now := b.now()
+	for w := b.book.Next(now, share); w != nil; w = b.book.Next(now, share) {
 		w.Value.granted = true
 		close(w.Value.decided)
 	}
 	b.watchShare(share)
 }
 
-// wait returns when the call has a slot, or an error instead of one.
-func (b *Bulkhead) wait(ctx context.Context, t *trip, tier slots.Tier) error {
-	w := &waiter{Value: claim{trip: t}, Tier: tier, Since: time.Now()}
-	err := b.join(ctx, w)
-	if err == nil {
-		b.tallies[tier].granted.Add(1)
-	}
-	return err
-}
-
-// join lets the call wait, unless it may not or need not.
-func (b *Bulkhead) join(ctx context.Context, w *waiter) error {
-	for {
-		openings, share := b.openings.Load(), b.shareNow()
-		if why := b.ended(ctx); why != admitted {
-			return b.turnAway(ctx, w, why, nil)
-		}
-		if b.refusal != nil {
-			if err := b.refusal(w.Value.trip.call); err != nil {
-				return b.turnAway(ctx, w, shedOpen, err)
-			}
-		}
-		b.mu.Lock()
-		asked, maxWait := b.openings.Load() == openings, b.maxWait
-		why := admitted
-		if asked {
-			why = b.enqueue(w, share)
-		}
-		b.mu.Unlock()
-		switch {
-		case !asked: // the circuit opened after it answered, and those who waited were sent home without this one
-		case why != admitted:
-			return w.Value.reason(ctx, why)
-		case w.Value.queued:
-			return b.sit(ctx, w, maxWait)
-		default:
-			return nil
-		}
-	}
-}
-
-// enqueue gives w a slot after all, or a place to wait, or says why neither.
+// enqueue gives w a place to wait, or says why not.
 func (b *Bulkhead) enqueue(w *waiter, share float64) shed {
-	if b.take(w.Tier, share) {
-		return admitted
-	}
 	if !b.book.HasPlace(w.Tier) {
 		victim := b.book.Victim(w.Tier)
 		if victim == nil {
@@ -513,7 +503,7 @@ func (b *Bulkhead) sendHome() {
 		return
 	}
 	b.mu.Lock()
-	b.openings.Add(1)
+	b.openings++
 	all := slices.Collect(b.book.All)
 	b.mu.Unlock()
 	for _, w := range all {

@@ -24,8 +24,10 @@ func benchBulkhead(b *testing.B, c BulkheadConfig) *Bulkhead {
 // instant is a leg that answers at once, so that what is measured is the layer above it.
 type instant struct{ resp *http.Response }
 
-func (l instant) RoundTrip(*http.Request) (*http.Response, error)     { return l.resp, nil }
-func (l instant) travel(*trip, *http.Request) (*http.Response, error) { return l.resp, nil }
+func (l instant) RoundTrip(*http.Request) (*http.Response, error) { return l.resp, nil }
+func (l instant) travel(context.Context, *trip, *http.Request) (*http.Response, error) {
+	return l.resp, nil
+}
 
 func newInstant() instant {
 	return instant{&http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(""))}}
@@ -41,7 +43,7 @@ func BenchmarkBulkheadFree(b *testing.B) {
 		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://retell.test/", http.NoBody)
 		t := &trip{call: Call{Priority: PriorityCritical}}
 		for b.Loop() {
-			_, _ = d.travel(t, req)
+			_, _ = d.travel(context.Background(), t, req)
 		}
 	})
 	b.Run("acquire", func(b *testing.B) {
@@ -74,7 +76,7 @@ func BenchmarkBulkheadContended(b *testing.B) {
 			req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://retell.test/", http.NoBody)
 			t := &trip{call: Call{Priority: PriorityCritical}}
 			for pb.Next() {
-				_, _ = d.travel(t, req)
+				_, _ = d.travel(context.Background(), t, req)
 			}
 		})
 	})

@@ -1064,7 +1064,7 @@ func TestAFreeSlotOnTheRoadCostsNoAllocation(t *testing.T) {
 	d := b.Wrap(newInstant()).(leg) //nolint:forcetypeassert // Wrap makes one
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://retell.test/", http.NoBody)
 	call := &trip{}
-	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = d.travel(call, req) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = d.travel(context.Background(), call, req) }))
 	require.LessOrEqual(t, testing.AllocsPerRun(100, func() {
 		release, _ := b.Acquire(t.Context(), PriorityBulk)
 		release()

@@ -76,7 +76,7 @@ func (c *callContext) arm() {
 func (c *callContext) callerEnded() { c.end(c.caller.Err(), context.Cause(c.caller)) }
 
 // Err works the caller's end out when asked. The budget's needs a look at the clock, which costs as much as a door: it is
-// taken where somebody waits, and before an attempt, see spent.
+// taken where somebody waits, and before an attempt, see budget.
 func (c *callContext) Err() error {
 	c.mu.Lock()
 	err := c.err
@@ -91,14 +91,16 @@ func (c *callContext) Err() error {
 	return nil
 }
 
-// spent ends the context if the budget is used up at this time.
-func (c *callContext) spent(now time.Time) bool {
-	budget := c.budget()
-	if budget.IsZero() || now.Before(budget) {
-		return false
+// budget is when the budget is used up, zero if there is none. One that is spent at this time ends the context.
+func (c *callContext) budget(now time.Time) (deadline time.Time, spent bool) {
+	c.mu.Lock()
+	deadline = c.deadline
+	c.mu.Unlock()
+	spent = !deadline.IsZero() && !now.Before(deadline)
+	if spent {
+		c.end(context.DeadlineExceeded, errBudget)
 	}
-	c.end(context.DeadlineExceeded, errBudget)
-	return true
+	return deadline, spent
 }
 
 // limit sets the deadline of the budget, unless there is an earlier one.
@@ -145,26 +147,17 @@ func (c *callContext) end(err, cause error) {
 	}
 }
 
-// budget is when the budget is used up; zero: there is none.
-func (c *callContext) budget() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.deadline
-}
-
 // withoutBudget is the same call's context for what has the budget in a clock of its own.
 func (c *callContext) withoutBudget() context.Context {
-	if c == &c.trip.ctx {
-		return &c.trip.view
-	}
-	return &callerView{c.caller, c.trip}
+	return (*callerView)(c)
 }
 
 // callerView is a call's context without its budget, for what has a clock of its own.
-type callerView struct {
-	context.Context
-	trip *trip
-}
+type callerView callContext
+
+func (v *callerView) Deadline() (time.Time, bool) { return v.caller.Deadline() }
+func (v *callerView) Done() <-chan struct{}       { return v.caller.Done() }
+func (v *callerView) Err() error                  { return v.caller.Err() }
 
 func (v *callerView) Value(key any) any {
 	switch key.(type) {
@@ -173,7 +166,7 @@ func (v *callerView) Value(key any) any {
 	case callContextKey:
 		return nil
 	}
-	return v.Context.Value(key)
+	return v.caller.Value(key)
 }
 
 // causeOf is context.Cause for contexts that may be a call's.

@@ -38,6 +38,7 @@ func TestContract(t *testing.T) {
 		"budget":   func() Layer { l, err := NewTimeout(TimeoutConfig{}); return must(l.Budget(), err) },
 		"attempt":  func() Layer { l, err := NewTimeout(TimeoutConfig{}); return must(l.Attempt(), err) },
 		"timeout":  func() Layer { l, err := NewTimeout(TimeoutConfig{}); return must(l, err) },
+		"here":     func() Layer { l, err := NewTimeout(TimeoutConfig{Cooperative: true}); return must(l, err) },
 		"retry":    func() Layer { l, err := NewRetry(RetryConfig{}); return must(l, err) },
 		"breaker":  func() Layer { l, err := NewBreaker(BreakerConfig{}); return must(l, err) },
 		"bulkhead": func() Layer { l, err := NewBulkhead(BulkheadConfig{}); return must(l, err) },
@@ -61,6 +62,7 @@ func TestContract(t *testing.T) {
 			return must(s, err)
 		},
 		"stack without keys":    off(func(c *Config) { c.Idempotency.Off = true }),
+		"stack in place":        off(func(c *Config) { c.Timeout.Cooperative = true }),
 		"stack without time":    off(func(c *Config) { c.Timeout.Off = true }),
 		"stack without letters": off(func(c *Config) { c.DLQ.Off = true }),
 		"stack and more": func() Layer {

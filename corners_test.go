@@ -321,6 +321,42 @@ func TestCorner_ForeignRetryBetweenDoors(t *testing.T) {
 	})
 }
 
+// A foreign layer that sends twice at once, to take the quicker answer, gets one of the two refused: the call is sent once.
+func TestCorner_ForeignHedgeBetweenDoors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i, err := NewIdempotency(IdempotencyConfig{})
+		require.NoError(t, err)
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return reply(201, `{"call_id":"call_1"}`), nil
+		}}
+		refusals := make(chan error, 2)
+		hedge := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+				answers := make(chan *http.Response, 2)
+				for range 2 {
+					go func() {
+						resp, err := next.RoundTrip(r) //nolint:bodyclose // the caller does
+						if err != nil {
+							refusals <- err
+							return
+						}
+						answers <- resp
+					}()
+				}
+				return <-answers, nil
+			})
+		})
+		resp, err := cornerPost(WithIdempotencyKey(t.Context(), "k"), Chain(i.Claim(), hedge, i.Intent()).Wrap(p), dialBody)
+		require.NoError(t, err)
+		require.Equal(t, 201, resp.StatusCode)
+		require.Equal(t, 1, p.rang())
+		err = <-refusals
+		require.True(t, NotSent(err), "%v", err)
+		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"))
+	})
+}
+
 // S12
 func TestCorner_FalseNotSentAfter408(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

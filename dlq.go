@@ -245,16 +245,16 @@ func redriving(ctx context.Context) string {
 }
 
 // pass is the door. A redrive goes through untouched: whoever drives it settles its letter.
-func (d *DLQ) pass(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	if t.call.Effect == EffectRead || t.letter != "" {
-		return next.travel(t, req)
+		return next.travel(ctx, t, req)
 	}
-	held, err := d.takeOver(req.Context(), t)
+	held, err := d.takeOver(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	if held.redrive {
-		return next.travel(t, req)
+		return next.travel(ctx, t, req)
 	}
 	started, ended := time.Now(), false
 	defer func() {
@@ -262,13 +262,13 @@ func (d *DLQ) pass(t *trip, req *http.Request, next leg) (*http.Response, error)
 			d.letGo(held, t.call.Effect == EffectOnce) // a panic or Goexit below; it is the caller's
 		}
 	}()
-	resp, err := next.travel(t, req)
+	resp, err := next.travel(ctx, t, req)
 	ended = true
 	if err == nil && resp.StatusCode < http.StatusInternalServerError && !(held.slot != nil && notYet(resp.StatusCode)) {
 		d.succeeded(t, held, resp.StatusCode, started)
 		return resp, nil
 	}
-	return d.failed(t, req, held, answer{resp, err}, started)
+	return d.failed(ctx, t, req, held, answer{resp, err}, started)
 }
 
 // notYet names the refusals that a letter outlives: they say nothing against its request. Whoever took such a letter over
@@ -369,23 +369,23 @@ func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
 }
 
 // failed gives a write that did not work to the queue, or leaves it with its caller.
-func (d *DLQ) failed(t *trip, req *http.Request, held holding, a answer, started time.Time) (*http.Response, error) {
+func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holding, a answer, started time.Time) (*http.Response, error) {
 	f := failureOf(a, t.call.Effect)
 	if held.slot != nil {
-		if p := d.merge(held, f, callersOwn(req.Context(), a)); p.slot != nil {
-			_, _ = d.secure(req.Context(), p) // it is the queue's in any case
+		if p := d.merge(held, f, callersOwn(ctx, a)); p.slot != nil {
+			_, _ = d.secure(ctx, p) // it is the queue's in any case
 			a.close()
 			return nil, d.refusal(t, p.letter, f)
 		}
 	}
-	if !d.wants(t, req, a) {
+	if !d.wants(ctx, t, req, a) {
 		return a.resp, a.err
 	}
 	l, ok := d.letterOf(t, req, f, started)
 	if !ok {
 		return a.resp, a.err
 	}
-	ctx, decided, ok := t.handOver(req.Context())
+	ctx, decided, ok := t.handOver(ctx)
 	if !ok {
 		return a.resp, a.err
 	}
@@ -437,8 +437,8 @@ var neverParked = []error{
 }
 
 // wants reports whether the queue takes a failed write.
-func (d *DLQ) wants(t *trip, req *http.Request, a answer) bool {
-	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(req.Context(), a) {
+func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) bool {
+	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) {
 		return false
 	}
 	for _, never := range neverParked {

@@ -51,12 +51,12 @@ func BenchmarkDLQ(b *testing.B) {
 func BenchmarkDLQPass(b *testing.B) {
 	d := dlqOf(b, 1_000)
 	resp := &http.Response{StatusCode: 200}
-	next := newDoor(nil, func(*trip, *http.Request, leg) (*http.Response, error) { return resp, nil })
+	next := newDoor(nil, func(context.Context, *trip, *http.Request, leg) (*http.Response, error) { return resp, nil })
 	t := &trip{call: Call{Operation: "op", Effect: EffectOnce, Resource: "none"}, key: "none", named: true}
 	req, _ := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://h/", nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := d.pass(t, req, next); err != nil {
+		if _, err := d.pass(context.Background(), t, req, next); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -299,9 +299,9 @@ func TestD14_UnnamedKeysOnlyOnRequest(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{KeepUnnamed: keep})
 		rt := d.Wrap(&dlqWorld{answer: dlqStatus(500)})
 		made := LayerFunc(func(next http.RoundTripper) http.RoundTripper { // what a layer that makes keys does
-			return newDoor(next, func(t *trip, req *http.Request, next leg) (*http.Response, error) {
+			return newDoor(next, func(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 				t.key = "made"
-				return next.travel(t, req)
+				return next.travel(ctx, t, req)
 			})
 		})
 		_, err := dlqCall(t.Context(), made.Wrap(rt), http.MethodPut, "")

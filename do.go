@@ -16,9 +16,10 @@ import (
 // only after an error that [MarkNotSent] made, and any other error of it leaves the key in doubt.
 //
 // Answers are kept as JSON of T, for replays, shared executions and the fallback cache; call.Params, which must encode as
-// JSON, tells one call from another. A failed write is parked only if DLQ.Handle knows the operation. fn runs on a
-// goroutine of its own, under a context that ends at the attempt's limit; a panic or Goexit of fn reaches the caller. A
-// call through s inside of fn, with fn's context, is part of this one: it takes no second slot.
+// JSON, tells one call from another. A failed write is parked only if DLQ.Handle knows the operation. fn runs under a
+// context that ends at the attempt's limit, on a goroutine of its own so that one that ignores its context does not hold the
+// caller, unless TimeoutConfig.Cooperative says that none does; a panic or Goexit of fn reaches the caller. A call through s
+// inside of fn, with fn's context, is part of this one: it takes no second slot.
 //
 // A nil s runs fn as it is.
 func Do[T any](ctx context.Context, s *Stack, call Call, fn func(context.Context) (T, error)) (T, error) {
@@ -80,11 +81,10 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 		return nil, &Error{Layer: "stack", Operation: call.Operation, Err: ErrClosed, verdict: refused}
 	}
 	defer s.calls.end()
-	o := overridesOf(ctx)
 	t := &trip{
-		call: call.merge(o.call).resolve("do", EffectOnce), key: o.key, named: o.named, expiry: o.expiry, fresh: o.fresh,
-		url: s.workReq.URL, method: s.workReq.Method, stack: s, outer: tripOf(ctx), road: s.work, run: run,
+		call: call, url: s.workReq.URL, method: s.workReq.Method, stack: s, outer: tripOf(ctx), road: s.work, run: run,
 	}
+	t.resolve(overridesOf(ctx), "do", EffectOnce)
 	if err := t.checkKey(); err != nil {
 		return nil, err
 	}
@@ -95,9 +95,8 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 		}
 		t.payload = body.Of(params)
 	}
-	req := s.workReq.WithContext(t.begin(ctx))
 	defer t.ctx.end(context.Canceled, context.Canceled)
-	return s.work.travel(t, req)
+	return s.work.travel(t.begin(ctx), t, s.workReq)
 }
 
 // workLeg is the end of the road for work that is not HTTP.
@@ -107,6 +106,6 @@ func (workLeg) RoundTrip(*http.Request) (*http.Response, error) {
 	return nil, errors.New("work travels with its trip only")
 }
 
-func (workLeg) travel(t *trip, req *http.Request) (*http.Response, error) {
-	return t.run(req.Context())
+func (workLeg) travel(ctx context.Context, t *trip, _ *http.Request) (*http.Response, error) {
+	return t.run(ctx)
 }

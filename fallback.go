@@ -163,11 +163,11 @@ func (f *Fallback) Wrap(next http.RoundTripper) http.RoundTripper {
 	if f == nil || f.config.Off {
 		return next
 	}
-	return newDoor(next, func(t *trip, req *http.Request, next leg) (*http.Response, error) {
+	return newDoor(next, func(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 		if t.call.Effect != EffectRead {
-			return f.write(t, req, next)
+			return f.write(ctx, t, req, next)
 		}
-		return f.read(t, req, next)
+		return f.read(ctx, t, req, next)
 	})
 }
 
@@ -292,14 +292,14 @@ func Served(resp *http.Response) (age time.Duration, s Staleness, ok bool) {
 // write passes a write on and invalidates what it may have changed. Doing so when it is over is enough: a read that
 // began before that is not kept, and until the write is over its old answer is as good as any. Doing it before as well
 // would cost the answers of an outage in which the write is refused.
-func (f *Fallback) write(t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
+func (f *Fallback) write(ctx context.Context, t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
 	changed := true // a panic leaves it open
 	defer func() {
 		if changed && t.call.Resource != "" {
 			f.store.Invalidate(t.call.Resource)
 		}
 	}()
-	resp, err = fromBelow(t, req, next)
+	resp, err = fromBelow(ctx, t, req, next)
 	changed = mayHaveChanged(resp, err)
 	if tl := tailOf(resp, err); tl != nil && changed && t.call.Resource != "" {
 		tl.after(func() { f.store.Invalidate(t.call.Resource) }) // it may change things until it really ends
@@ -320,8 +320,8 @@ func mayHaveChanged(resp *http.Response, err error) bool {
 
 // fromBelow asks below, and takes off what looks like a mark of ours. It looks before it writes: a fake transport may hand
 // the same header to many.
-func fromBelow(t *trip, req *http.Request, next leg) (*http.Response, error) {
-	resp, err := next.travel(t, req)
+func fromBelow(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	resp, err := next.travel(ctx, t, req)
 	if err != nil {
 		return nil, err
 	}
@@ -332,20 +332,20 @@ func fromBelow(t *trip, req *http.Request, next leg) (*http.Response, error) {
 }
 
 // read answers a read: without asking where that was chosen, else by asking, alone or together with others.
-func (f *Fallback) read(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (f *Fallback) read(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	if t.fresh {
-		return fromBelow(t, req, next)
+		return fromBelow(ctx, t, req, next)
 	}
 	key, ok := f.keyOf(t, req)
 	if !ok {
-		resp, err := fromBelow(t, req, next)
-		return f.settle(t, req, key, resp, err)
+		resp, err := fromBelow(ctx, t, req, next)
+		return f.settle(ctx, t, req, key, resp, err)
 	}
-	if resp := f.unasked(t, req, next, key); resp != nil {
+	if resp := f.unasked(ctx, t, req, next, key); resp != nil {
 		return resp, nil
 	}
-	resp, err := f.ask(t, req, next, key)
-	return f.settle(t, req, key, resp, err)
+	resp, err := f.ask(ctx, t, req, next, key)
+	return f.settle(ctx, t, req, key, resp, err)
 }
 
 // keyOf returns the key of a read whose answer may be kept; of any other it is zero, under which nothing is kept.
@@ -385,7 +385,7 @@ func (f *Fallback) cacheable(c Call) (yes bool) {
 }
 
 // unasked returns the answer that may be served without asking, or nil.
-func (f *Fallback) unasked(t *trip, req *http.Request, next leg, key answers.Key) *http.Response {
+func (f *Fallback) unasked(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) *http.Response {
 	if !f.config.ServeFresh && !f.config.Refresh || answers.Says(req.Header, "no-cache") {
 		return nil
 	}
@@ -396,15 +396,15 @@ func (f *Fallback) unasked(t *trip, req *http.Request, next leg, key answers.Key
 	case age < f.fresh:
 		return f.serve(t, req, a, age, "fresh")
 	case age < f.stale && f.config.Refresh:
-		f.refresh(t, req, next, key)
+		f.refresh(ctx, t, req, next, key)
 		return f.serve(t, req, a, age, "refresh")
 	}
 	return nil
 }
 
 // settle puts the kept answer, or the user's substitute, in the place of a failure.
-func (f *Fallback) settle(t *trip, req *http.Request, key answers.Key, resp *http.Response, err error) (*http.Response, error) {
-	why := needsSubstitute(req, resp, err)
+func (f *Fallback) settle(ctx context.Context, t *trip, req *http.Request, key answers.Key, resp *http.Response, err error) (*http.Response, error) {
+	why := needsSubstitute(ctx, resp, err)
 	if why == "" {
 		return resp, err
 	}
@@ -413,7 +413,7 @@ func (f *Fallback) settle(t *trip, req *http.Request, key answers.Key, resp *htt
 		return f.serve(t, req, a, age, why), nil
 	}
 	f.misses.Add(1)
-	return f.substitute(t, req, why, resp, err)
+	return f.substitute(ctx, t, req, why, resp, err)
 }
 
 // serve makes the response of an answer that is kept.
@@ -432,11 +432,11 @@ func (f *Fallback) serve(t *trip, req *http.Request, a *answers.Answer, age time
 }
 
 // needsSubstitute says in one word why a read needs a substitute; empty: it does not.
-func needsSubstitute(req *http.Request, resp *http.Response, err error) string {
+func needsSubstitute(ctx context.Context, resp *http.Response, err error) string {
 	if err == nil && resp.StatusCode < 500 {
 		return ""
 	}
-	if ctx := req.Context(); ctx.Err() != nil && !outOfBudget(ctx) {
+	if ctx.Err() != nil && !outOfBudget(ctx) {
 		return "" // the caller has left
 	}
 	if err == nil {

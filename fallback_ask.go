@@ -25,25 +25,25 @@ type callID struct {
 
 // ask gets the answer from below, with one call for all who ask the same at the same time. The first leads, in its own
 // goroutine and under its own context. When it ends for a reason of its own, one of those who waited leads next.
-func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
+func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
 	id := callID{key: key, priority: uint32(t.call.Priority), class: uint32(t.call.Class), limit: t.call.Limit}
 	for {
 		call, leads := f.calls.Join(id, key, t.call.Resource, t)
 		if leads {
-			if resp := f.unasked(t, req, next, key); resp != nil { // an answer came since the first look
+			if resp := f.unasked(ctx, t, req, next, key); resp != nil { // an answer came since the first look
 				f.calls.Leave(call)
 				f.calls.End(call)
 				return resp, nil
 			}
-			return f.lead(call, t, req, next)
+			return f.lead(ctx, call, t, req, next)
 		}
 		if t.within(call.Leader) { // a chain with this layer twice, or a transport that asks the same: waiting would never end
-			return f.alone(t, req, next, key)
+			return f.alone(ctx, t, req, next, key)
 		}
 		select {
 		case <-call.Done():
-		case <-req.Context().Done():
-			return nil, t.gone(req.Context(), "fallback")
+		case <-ctx.Done():
+			return nil, t.gone(ctx, "fallback")
 		case <-f.closing:
 			return nil, t.refuse("fallback", ErrClosed)
 		}
@@ -55,7 +55,7 @@ func (f *Fallback) ask(t *trip, req *http.Request, next leg, key answers.Key) (*
 			f.coalesced.Add(1)
 			return nil, call.Err
 		case answers.Unshared:
-			return f.alone(t, req, next, key)
+			return f.alone(ctx, t, req, next, key)
 		case answers.Abandoned: // around again
 		}
 	}
@@ -72,16 +72,16 @@ func (t *trip) within(other *trip) bool {
 }
 
 // lead makes the call and tells those who wait how it ended.
-func (f *Fallback) lead(call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
+func (f *Fallback) lead(ctx context.Context, call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
 	returned := false
 	var kept *answers.Answer
 	defer func() {
 		if f.calls.Leave(call) && returned {
-			call.Ending, call.Answer, call.Err = f.share(req.Context(), resp, kept, err)
+			call.Ending, call.Answer, call.Err = f.share(ctx, resp, kept, err)
 		}
 		f.calls.End(call)
 	}()
-	resp, kept, err = f.send(t, req, next, call.ID.key, call.Read)
+	resp, kept, err = f.send(ctx, t, req, next, call.ID.key, call.Read)
 	returned = true
 	return resp, err
 }
@@ -103,16 +103,16 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 }
 
 // alone makes the call for one caller.
-func (f *Fallback) alone(t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
+func (f *Fallback) alone(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
 	read := f.store.Begin(key, t.call.Resource)
 	defer f.store.End(read)
-	resp, _, err := f.send(t, req, next, key, read)
+	resp, _, err := f.send(ctx, t, req, next, key, read)
 	return resp, err
 }
 
 // send asks below, and keeps the answer if it is worth keeping.
-func (f *Fallback) send(t *trip, req *http.Request, next leg, key answers.Key, read answers.Read) (*http.Response, *answers.Answer, error) {
-	resp, err := fromBelow(t, req, next)
+func (f *Fallback) send(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key, read answers.Read) (*http.Response, *answers.Answer, error) {
+	resp, err := fromBelow(ctx, t, req, next)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -130,7 +130,7 @@ func (f *Fallback) send(t *trip, req *http.Request, next leg, key answers.Key, r
 }
 
 // refresh renews an answer in the background, unless somebody is at it, it failed lately, or too many are under way.
-func (f *Fallback) refresh(t *trip, req *http.Request, next leg, key answers.Key) {
+func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) {
 	if f.closed() {
 		return
 	}
@@ -146,11 +146,12 @@ func (f *Fallback) refresh(t *trip, req *http.Request, next leg, key answers.Key
 	f.refreshes.Add(1)
 	again := t.copy()
 	again.call.Priority = PriorityBulk
-	ctx, cancel := f.background(req.Context(), t.call.Budget)
-	req = req.Clone(again.begin(ctx)) // the caller may use theirs again
+	ctx, cancel := f.background(ctx, t.call.Budget)
+	ctx = again.begin(ctx)
+	req = detached(ctx, req)
 	again.url = req.URL
 	again.payload.Hold()
-	go capture(func() (*http.Response, error) { return f.alone(again, req, next, key) }, func(r result) {
+	go capture(func() (*http.Response, error) { return f.alone(ctx, again, req, next, key) }, func(r result) {
 		again.ctx.end(context.Canceled, context.Canceled)
 		cancel()
 		again.payload.Release()
@@ -228,7 +229,7 @@ func (f *Fallback) drain(ctx context.Context) error {
 }
 
 // substitute asks the user's Func. Where there is none, or it fails, the failure stays what it is.
-func (f *Fallback) substitute(t *trip, req *http.Request, why string, resp *http.Response, err error) (*http.Response, error) {
+func (f *Fallback) substitute(ctx context.Context, t *trip, req *http.Request, why string, resp *http.Response, err error) (*http.Response, error) {
 	failed := Event{Kind: EventFallbackFailed, Operation: t.call.Operation, Cause: why}
 	cause := err
 	if resp != nil {
@@ -241,7 +242,7 @@ func (f *Fallback) substitute(t *trip, req *http.Request, why string, resp *http
 		f.events.emit(failed)
 		return resp, err
 	}
-	made, ferr := f.callFunc(t, req, cause)
+	made, ferr := f.callFunc(ctx, t, req, cause)
 	switch {
 	case ferr == nil:
 		discardAnswer(resp)
@@ -260,7 +261,7 @@ func (f *Fallback) substitute(t *trip, req *http.Request, why string, resp *http
 var errUpstream = errors.New("upstream failed")
 
 // callFunc runs the user's Func on a copy of the request, and takes what it returns into memory, in a copy.
-func (f *Fallback) callFunc(t *trip, req *http.Request, cause error) (resp *http.Response, err error) {
+func (f *Fallback) callFunc(ctx context.Context, t *trip, req *http.Request, cause error) (resp *http.Response, err error) {
 	f.funcCalls.Add(1)
 	defer func() {
 		if v := recover(); v != nil {
@@ -268,7 +269,7 @@ func (f *Fallback) callFunc(t *trip, req *http.Request, cause error) (resp *http
 			f.events.emit(Event{Kind: EventPanic, Operation: t.call.Operation, Cause: "func"})
 		}
 	}()
-	in := req.Clone(req.Context())
+	in := detached(ctx, req)
 	if data, whole := t.payload.Bytes(); whole && len(data) > 0 {
 		in.Body, in.ContentLength = body.NewHeld(data), int64(len(data))
 	}

@@ -20,8 +20,10 @@ import (
 // legFunc is the rest of the road, without the cost of one.
 type legFunc func(*trip, *http.Request) (*http.Response, error)
 
-func (f legFunc) travel(t *trip, req *http.Request) (*http.Response, error) { return f(t, req) }
-func (f legFunc) RoundTrip(req *http.Request) (*http.Response, error)       { return enter(req, f, entry{}) }
+func (f legFunc) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
+	return f(t, req)
+}
+func (f legFunc) RoundTrip(req *http.Request) (*http.Response, error) { return enter(req, f, entry{}) }
 
 // benchmarkRead measures what the layer itself costs: the trip is made, and what is below answers at once.
 func benchmarkRead(b *testing.B, c FallbackConfig, below func(n uint64) (*http.Response, error)) {
@@ -42,7 +44,7 @@ func benchmarkRead(b *testing.B, c FallbackConfig, below func(n uint64) (*http.R
 	b.RunParallel(func(pb *testing.PB) {
 		t := &trip{call: Call{Operation: "get-call", Effect: EffectRead, Resource: "call/call_4711"}, url: req.URL, method: req.Method}
 		for pb.Next() {
-			resp, err := pass(t, req, next)
+			resp, err := pass(context.Background(), t, req, next)
 			if err == nil && resp.StatusCode != http.StatusOK {
 				b.Error(resp.StatusCode)
 			}
@@ -97,7 +99,7 @@ func BenchmarkFallbackManyKept(b *testing.B) {
 	for i := range kept {
 		reqs[i], _ = http.NewRequest(http.MethodGet, "https://api.retellai.com/v2/get-call/"+strconv.Itoa(i), nil)
 		trips[i] = &trip{call: Call{Operation: "get-call", Effect: EffectRead, Resource: "call/" + strconv.Itoa(i)}, url: reqs[i].URL}
-		if _, err := pass(trips[i], reqs[i], next); err != nil {
+		if _, err := pass(context.Background(), trips[i], reqs[i], next); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -106,7 +108,7 @@ func BenchmarkFallbackManyKept(b *testing.B) {
 	i := 0
 	for b.Loop() {
 		i = (i + 7919) % kept
-		if _, err := pass(trips[i], reqs[i], next); err != nil {
+		if _, err := pass(context.Background(), trips[i], reqs[i], next); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -123,12 +125,12 @@ func benchmarkReady(b *testing.B, req *http.Request, t *trip, ready ...*http.Res
 		n++
 		return ready[n%len(ready)], nil
 	})
-	if _, err := f.read(t, req, next); err != nil {
+	if _, err := f.read(context.Background(), t, req, next); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := f.read(t, req, next); err != nil {
+		if _, err := f.read(context.Background(), t, req, next); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -255,7 +257,7 @@ func memoryOf(tb testing.TB, n int, kind keptKind) (used, counted float64) {
 		req, err := http.NewRequest(http.MethodGet, "https://api.retellai.com/get-agent/agent_"+id, nil)
 		require.NoError(tb, err)
 		t := &trip{call: Call{Operation: "get-agent", Effect: EffectRead, Resource: "agent/agent_" + id}, url: req.URL}
-		_, err = f.read(t, req, next)
+		_, err = f.read(context.Background(), t, req, next)
 		require.NoError(tb, err)
 	}
 	used = float64(heapInUse()-before) / float64(n)

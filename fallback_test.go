@@ -787,7 +787,7 @@ func TestF04_ALookUpAsksForItself(t *testing.T) {
 	f, s, rt := newShop(t, FallbackConfig{ServeFresh: true, Func: func(*http.Request, error) (*http.Response, error) { panic("not to be called") }})
 	readText(t, rt)
 	s.fails(errDown)
-	req := readOf(context.WithValue(t.Context(), overridesKey{}, overrides{fresh: true}), t, callURL)
+	req := readOf(context.WithValue(t.Context(), overridesKey{}, &overrides{fresh: true}), t, callURL)
 	_, err := rt.RoundTrip(req)
 	require.ErrorIs(t, err, errDown)
 	require.Zero(t, f.Stats().Misses)

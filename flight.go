@@ -25,6 +25,7 @@ type flight struct {
 
 	mu        sync.Mutex
 	waiters   int
+	sending   bool      // one send at a time
 	committed bool      // the intent is recorded or being recorded
 	shared    bool      // somebody joined
 	unbounded bool      // somebody waits without a deadline
@@ -194,6 +195,23 @@ func (f *flight) commit() bool {
 	}
 	f.committed = true
 	return true
+}
+
+// beginSend reports whether no other send is under way. From here to endSend the record is this goroutine's.
+func (f *flight) beginSend() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sending {
+		return false
+	}
+	f.sending = true
+	return true
+}
+
+func (f *flight) endSend() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sending = false
 }
 
 // uncommit gives the flight back to its waiters after a proof that nothing happened.

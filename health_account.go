@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"sync"
@@ -47,8 +48,8 @@ const refusalCounts = 15 * time.Minute
 
 // Wrap makes account a [Layer]. It changes nothing on the road.
 func (a *account) Wrap(next http.RoundTripper) http.RoundTripper {
-	return newDoor(next, func(t *trip, req *http.Request, next leg) (*http.Response, error) {
-		resp, err := next.travel(t, req)
+	return newDoor(next, func(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+		resp, err := next.travel(ctx, t, req)
 		if err == nil {
 			a.answered(t.call.Operation, resp.StatusCode)
 		} else { // work that is not HTTP has its answer in there, and so has a re-send that stays in doubt

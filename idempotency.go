@@ -227,47 +227,49 @@ func fingerprint(t *trip, req *http.Request) string {
 	return "f1:" + hex.EncodeToString(sum[:])
 }
 
-func (i *Idempotency) claim(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (i *Idempotency) claim(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	switch t.call.Effect {
 	case EffectOnce:
-		return i.once(t, req, next)
+		return i.once(ctx, t, req, next)
 	case EffectIdempotent:
 		if t.named {
-			return i.deduplicate(t, req, next)
+			return i.deduplicate(ctx, t, req, next)
 		}
 	}
-	return next.travel(t, req)
+	return next.travel(ctx, t, req)
 }
 
 // once executes the call in a flight of its own, which outlives a caller who leaves, or joins the flight that is under way.
-func (i *Idempotency) once(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (i *Idempotency) once(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	key := t.key
 	if !t.named {
 		key = uuid.NewString()
 	}
-	if ctx := req.Context(); ctx.Err() != nil { // its flight might be off before anybody sees that nobody waits for it
+	if ctx.Err() != nil { // its flight might be off before anybody sees that nobody waits for it
 		return nil, t.gone(ctx, "idempotency")
 	}
 	id, print := i.ID(key), fingerprint(t, req)
-	f, leader, err := i.board(t, req, key, id, print)
+	f, leader, err := i.board(ctx, t, key, id, print)
 	if err != nil {
 		return nil, err
 	}
 	if leader {
-		go i.fly(f, req, next)
+		own := detached(f.ctx, req)
+		f.trip.url = own.URL
+		go i.fly(f, own, next)
 	}
-	return i.await(f, t, req.Context(), leader)
+	return i.await(f, t, ctx, leader)
 }
 
 // board joins the flight of the key, or opens one. A flight that is ending cannot be joined: the new one waits for it.
-func (i *Idempotency) board(t *trip, req *http.Request, key, id, print string) (f *flight, leader bool, err error) {
+func (i *Idempotency) board(ctx context.Context, t *trip, key, id, print string) (f *flight, leader bool, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.shut {
 		return nil, false, t.refuse("idempotency", ErrClosed)
 	}
 	old := i.flights[id]
-	if old != nil && old.join(req.Context(), print) {
+	if old != nil && old.join(ctx, print) {
 		if old.print != print {
 			return nil, false, i.reused(t, id)
 		}
@@ -275,7 +277,7 @@ func (i *Idempotency) board(t *trip, req *http.Request, key, id, print string) (
 		i.events.emit(Event{Kind: EventKeyJoined, Operation: t.call.Operation, KeyHash: keyHash(id)})
 		return old, false, nil
 	}
-	f = newFlight(t, req.Context(), key, id, print)
+	f = newFlight(t, ctx, key, id, print)
 	f.token = i.owner + "." + strconv.FormatUint(i.tokens.Add(1), 36)
 	if old != nil {
 		f.previous = old.landed
@@ -342,11 +344,10 @@ func (i *Idempotency) fly(f *flight, req *http.Request, next leg) {
 		if replayed, err := i.take(f); replayed != nil || err != nil {
 			return replayed, err
 		}
-		inner, err := i.mark(f, req)
-		if err != nil {
+		if err := i.mark(f, req); err != nil {
 			return nil, err
 		}
-		resp, err := next.travel(f.trip, inner)
+		resp, err := next.travel(f.ctx, f.trip, req)
 		if err != nil && f.rec.State == KeyInDoubt && f.letter == "" && !InDoubt(err) {
 			e := f.trip.fail("idempotency", errors.Join(ErrInDoubt, err)) // of the first send nothing is known
 			e.Key = f.key
@@ -485,25 +486,20 @@ func (i *Idempotency) storeFailed(f *flight, err error) error {
 }
 
 // mark lets the reconciler write the key into the request that will go out; letters and fingerprints keep the original.
-func (i *Idempotency) mark(f *flight, req *http.Request) (*http.Request, error) {
-	ctx := context.WithValue(f.ctx, tripKey{}, f.trip)
-	out := req.WithContext(ctx)
-	if i.cfg.Reconcile == nil {
-		return out, nil
-	}
+func (i *Idempotency) mark(f *flight, req *http.Request) error {
 	b, whole := f.trip.payload.Bytes()
-	if !whole {
-		return out, nil
+	if i.cfg.Reconcile == nil || !whole {
+		return nil
 	}
-	clone := req.Clone(context.WithValue(ctx, recordIDKey{}, f.id))
+	clone := req.Clone(context.WithValue(f.ctx, recordIDKey{}, f.id))
 	if len(b) > 0 {
 		clone.Body, _, clone.ContentLength, _ = body.Of(b).Open() // a body in memory always opens
 	}
 	if err := i.callMark(clone, f.key); err != nil {
-		return nil, f.trip.refuse("idempotency", fmt.Errorf("marking the request: %w", err))
+		return f.trip.refuse("idempotency", fmt.Errorf("marking the request: %w", err))
 	}
 	f.trip.marked = markedAs(req, clone, body.Read(clone.Body, clone.ContentLength, -1))
-	return out, nil
+	return nil
 }
 
 func (i *Idempotency) callMark(req *http.Request, key string) (err error) {
@@ -540,9 +536,9 @@ func (i *Idempotency) retention(named bool) time.Duration {
 }
 
 // deduplicate serves idempotent writes: a finished result is replayed, everything else just runs.
-func (i *Idempotency) deduplicate(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (i *Idempotency) deduplicate(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	id, print := i.ID(t.key), fingerprint(t, req)
-	rec, err := i.load(req.Context(), id)
+	rec, err := i.load(ctx, id)
 	if rec.expired(i.store.Now()) && !i.isPinned()(id) {
 		rec = Record{ID: id, Version: rec.Version}
 	}
@@ -555,9 +551,9 @@ func (i *Idempotency) deduplicate(t *trip, req *http.Request, next leg) (*http.R
 	case rec.State == KeyConfirmed:
 		return i.replayed(rec), nil
 	}
-	resp, err := next.travel(t, req)
+	resp, err := next.travel(ctx, t, req)
 	if err == nil && isSuccess(resp.StatusCode) && tailOf(resp, nil) == nil {
-		i.keepResult(context.WithoutCancel(req.Context()), t, rec.Version, id, print, resp)
+		i.keepResult(context.WithoutCancel(ctx), t, rec.Version, id, print, resp)
 	}
 	return resp, err
 }

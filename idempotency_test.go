@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -708,6 +709,51 @@ func TestIdempotency_LookupFindsALostCall(t *testing.T) {
 		require.True(t, Replayed(resp))
 		require.JSONEq(t, `{"call_id":"call_7"}`, bodyText(t, resp))
 		require.Equal(t, 1, p.rang())
+	})
+}
+
+// hangingFinder finds the call of every key but one, for which it hangs.
+type hangingFinder struct {
+	finder
+	hung string
+	most atomic.Int64
+	now  atomic.Int64
+}
+
+func (f *hangingFinder) Find(ctx context.Context, rec Record) (Evidence, error) {
+	f.most.Store(max(f.most.Load(), f.now.Add(1)))
+	defer f.now.Add(-1)
+	if rec.ID == f.hung {
+		<-ctx.Done()
+		return Evidence{}, ctx.Err()
+	}
+	time.Sleep(time.Second)
+	return Evidence{Calls: []Found{{ID: "call_" + rec.ID[:8]}}}, nil
+}
+
+// One look-up that hangs keeps nobody else's call lost, and a hundred are not looked up all at once.
+func TestIdempotency_LookupsGoSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &hangingFinder{}
+		i := newIdem(t, IdempotencyConfig{Reconcile: f})
+		f.hung = i.ID("k0")
+		rt := i.Wrap(&phone{answer: lostAnswer})
+		const keys = 30
+		for n := range keys {
+			_, err := dial(t.Context(), t, rt, fmt.Sprint("k", n), dialBody)
+			require.ErrorIs(t, err, ErrInDoubt)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- i.run(ctx) }()
+		time.Sleep(30 * time.Second)
+		for n := 1; n < keys; n++ {
+			require.Equal(t, KeyConfirmed, stateOf(t, i, fmt.Sprint("k", n)), n)
+		}
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k0"))
+		require.EqualValues(t, lookupsAtOnce, f.most.Load())
+		cancel()
+		require.NoError(t, <-done)
 	})
 }
 

@@ -14,14 +14,18 @@ import (
 const maxStoredBody = 64 << 10
 
 // intent records that the request is about to be sent, sends it, and records what became of it.
-func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (i *Idempotency) intent(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	if t.call.Effect != EffectOnce {
-		return next.travel(t, req)
+		return next.travel(ctx, t, req)
 	}
 	f := t.flight
 	if f == nil {
 		return nil, t.refuse("idempotency", errors.New("an effect-once call reached Intent without passing Claim"))
 	}
+	if !f.beginSend() { // somebody between the doors hedges
+		return nil, t.refuse("idempotency", errors.New("this call is being sent already"))
+	}
+	defer f.endSend()
 	if f.rec.State == KeyInDoubt && !i.mayResend(f.rec) { // somebody between the doors tries again, or it took too long
 		return nil, i.refuseClaim(f, f.rec, ErrInDoubt)
 	}
@@ -36,14 +40,14 @@ func (i *Idempotency) intent(t *trip, req *http.Request, next leg) (*http.Respon
 		return i.replayed(rec), nil
 	}
 	ended := false
-	ctx, cancel := i.sendContext(f)
+	out, cancel := i.sendContext(f)
 	defer func() {
 		if !ended { // a panic or Goexit: the request may be out
 			cancel()
 			i.settle(f, rec.Epoch, answerReceipt{kind: answerUnknown, cause: "panic"})
 		}
 	}()
-	resp, err := next.travel(t, req.WithContext(ctx))
+	resp, err := next.travel(out, t, req)
 	ended = true
 	afterExchange(resp, err, cancel)
 	return i.conclude(f, rec.Epoch, resp, err)

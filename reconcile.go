@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // apply feeds an event to the key's state machine and writes what comes out, in one step that nobody can come between.
@@ -375,12 +377,11 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 			i.counts.storeErrors.Add(1)
 			break
 		}
-		for _, rec := range page {
-			rec, due := i.tendKey(ctx, rec)
-			if due > 0 {
-				next = min(next, due)
+		for _, one := range i.tendAll(ctx, page) {
+			if one.due > 0 {
+				next = min(next, one.due)
 			}
-			if rec.State == KeyInDoubt || rec.State == KeyDisputed {
+			if rec := one.rec; rec.State == KeyInDoubt || rec.State == KeyDisputed {
 				open[rec.ID] = Record{ID: rec.ID, State: rec.State, Settled: rec.Settled}
 			}
 		}
@@ -393,6 +394,29 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		i.counts.storeErrors.Add(1)
 	}
 	return max(next, time.Millisecond)
+}
+
+// lookupsAtOnce: one look-up that hangs must not keep hundreds of others waiting, and all together must not be a crowd.
+const lookupsAtOnce = 4
+
+// tended is a key after it was looked after, and when it is due again; 0: nothing is planned.
+type tended struct {
+	rec Record
+	due time.Duration
+}
+
+func (i *Idempotency) tendAll(ctx context.Context, page []Record) []tended {
+	results := make([]tended, len(page))
+	var g errgroup.Group
+	g.SetLimit(lookupsAtOnce)
+	for n, rec := range page {
+		g.Go(func() error {
+			results[n].rec, results[n].due = i.tendKey(ctx, rec)
+			return nil
+		})
+	}
+	_ = g.Wait() // none fails
+	return results
 }
 
 func (i *Idempotency) unsettled(ctx context.Context, cursor string, limit int) (page []Record, next string, err error) {
@@ -541,7 +565,7 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, err error) {
 	defer recoverAsError(&err)
 	// Nothing of what ctx says of the lost call may describe the look-up: neither its key nor its operation.
-	o := overrides{fresh: true, call: Call{Priority: PriorityBulk}}
+	o := &overrides{fresh: true, call: Call{Priority: PriorityBulk}}
 	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
 }
 

@@ -125,17 +125,26 @@ type overrides struct {
 
 type overridesKey struct{}
 
-func overridesOf(ctx context.Context) overrides {
-	o, _ := ctx.Value(overridesKey{}).(overrides)
+// overridesOf is nil where nothing was said.
+func overridesOf(ctx context.Context) *overrides {
+	o, _ := ctx.Value(overridesKey{}).(*overrides)
 	return o
+}
+
+// override adds to what was said already.
+func override(ctx context.Context, change func(*overrides)) context.Context {
+	var o overrides
+	if before := overridesOf(ctx); before != nil {
+		o = *before
+	}
+	change(&o)
+	return context.WithValue(ctx, overridesKey{}, &o)
 }
 
 // WithCall describes the calls made under the returned context. It is merged over what Config.Describe says and over an
 // outer WithCall: a zero field leaves what was there.
 func WithCall(ctx context.Context, c Call) context.Context {
-	o := overridesOf(ctx)
-	o.call = o.call.merge(c)
-	return context.WithValue(ctx, overridesKey{}, o)
+	return override(ctx, func(o *overrides) { o.call = o.call.merge(c) })
 }
 
 // WithPriority sets only the priority of the calls made under the returned context.
@@ -154,17 +163,13 @@ func WithBudget(ctx context.Context, d time.Duration) context.Context {
 // 255 bytes and no control characters, or the call is refused with [ErrBadKey] before anything is sent. Use a key that
 // another try of the same intent will find again, and a new one for a new intent.
 func WithIdempotencyKey(ctx context.Context, key string) context.Context {
-	o := overridesOf(ctx)
-	o.key, o.named = strings.TrimSpace(key), true
-	return context.WithValue(ctx, overridesKey{}, o)
+	return override(ctx, func(o *overrides) { o.key, o.named = strings.TrimSpace(key), true })
 }
 
 // WithExpiry says until when a late success still helps: after t no dead letter of this call is redriven, it is parked
 // and reported instead. The time is checked again just before a redrive is sent. The zero time takes the bound away.
 func WithExpiry(ctx context.Context, t time.Time) context.Context {
-	o := overridesOf(ctx)
-	o.expiry = t
-	return context.WithValue(ctx, overridesKey{}, o)
+	return override(ctx, func(o *overrides) { o.expiry = t })
 }
 
 // merge returns c with the non-zero fields of over put over it.
@@ -197,7 +202,7 @@ func (c Call) merge(over Call) Call {
 }
 
 // resolve fills in what neither Describe nor the context said.
-func (c Call) resolve(method string, unset Effect) Call {
+func (c *Call) resolve(method string, unset Effect) {
 	if c.Operation == "" {
 		c.Operation = method
 	}
@@ -210,7 +215,6 @@ func (c Call) resolve(method string, unset Effect) Call {
 	if c.Class == ClassUnset {
 		c.Class = ClassRequest
 	}
-	return c
 }
 
 func effectOf(method string) Effect {

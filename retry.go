@@ -102,21 +102,21 @@ func (r *Retry) Wrap(next http.RoundTripper) http.RoundTripper {
 	return newDoor(next, r.travel)
 }
 
-func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	r.calls.Add(1)
 	r.budget.deposit()
 	arrived := false // an earlier attempt may have had its effect
 	var resp *http.Response
 	var err error
 	for n := 1; ; n++ {
-		if refusal := r.pass(t, req.Context()); refusal != nil {
+		if refusal := r.pass(t, ctx); refusal != nil {
 			if n > 1 && errors.Is(refusal, ErrThrottled) {
 				return resp, withoutProof(err, arrived) // the answer that closed the gate says it best
 			}
 			return nil, withoutProof(refusal, arrived)
 		}
 		r.attempts.Add(1)
-		resp, err = next.travel(t, req)
+		resp, err = next.travel(ctx, t, req)
 		v := r.judge(t, resp, err)
 		if v.throttled {
 			r.throttle(t, v.after, n)
@@ -127,14 +127,14 @@ func (r *Retry) travel(t *trip, req *http.Request, next leg) (*http.Response, er
 			return resp, withoutProof(err, arrived)
 		}
 		var wait time.Duration
-		if wait, err = r.mayRetry(t, req.Context(), v, n, err); wait < 0 {
+		if wait, err = r.mayRetry(t, ctx, v, n, err); wait < 0 {
 			return resp, withoutProof(err, arrived)
 		}
 		arrived = arrived || (err != nil && !NotSent(err)) || (err == nil && !isRefusalStatus(resp.StatusCode))
 		if resp != nil {
 			_ = resp.Body.Close() // it is in memory; its place is taken by the next answer
 		}
-		if refusal := r.sleep(t, req.Context(), wait); refusal != nil {
+		if refusal := r.sleep(t, ctx, wait); refusal != nil {
 			return nil, withoutProof(refusal, arrived)
 		}
 	}
@@ -318,6 +318,9 @@ func (r *Retry) throttle(t *trip, after time.Duration, n int) {
 
 // pass waits at the gate of the operation, where there is one.
 func (r *Retry) pass(t *trip, ctx context.Context) error {
+	if !r.gates.open.Load() {
+		return nil
+	}
 	most := maxDuration
 	if deadline, ok := ctx.Deadline(); ok {
 		most = time.Until(deadline) - useful
@@ -375,9 +378,6 @@ func (g *gates) closeFor(operation string, after time.Duration, now time.Time) {
 // reserve takes the next free start and returns how long it is until then. One that is further off than most is not taken:
 // whoever cannot wait for it must not push it away from the others.
 func (g *gates) reserve(operation string, now time.Time, most time.Duration) time.Duration {
-	if !g.open.Load() {
-		return 0
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	it := g.list[operation]

@@ -20,58 +20,56 @@ var answerer = RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("{}")), ContentLength: 2, Request: req}, nil
 })
 
-func quiet() Config { return Config{} }
+// roads are the two ways to make an attempt: on a goroutine of its own, and on the caller's.
+func roads(b *testing.B, cfg Config, run func(b *testing.B, s *Stack)) {
+	for name, cooperative := range map[string]bool{"own goroutine": false, "cooperative": true} {
+		cfg.Timeout.Cooperative = cooperative
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			run(b, newStack(b, cfg))
+		})
+	}
+}
 
-func BenchmarkRoad_DoRead(b *testing.B) {
-	s := newStack(b, quiet())
-	ctx, call := context.Background(), Call{Operation: "get", Effect: EffectRead}
-	b.ReportAllocs()
+func doLoop(b *testing.B, s *Stack, call Call) {
+	ctx := context.Background()
 	for b.Loop() {
 		if _, err := Do(ctx, s, call, func(context.Context) (int, error) { return 1, nil }); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+func BenchmarkRoad_DoRead(b *testing.B) {
+	roads(b, Config{}, func(b *testing.B, s *Stack) { doLoop(b, s, Call{Operation: "get", Effect: EffectRead}) })
 }
 
 func BenchmarkRoad_DoThreeLayers(b *testing.B) {
-	cfg := quiet()
+	cfg := Config{}
 	cfg.Fallback.Off, cfg.Idempotency.Off, cfg.DLQ.Off, cfg.Retry.Off = true, true, true, true
-	s := newStack(b, cfg)
-	ctx, call := context.Background(), Call{Operation: "get", Effect: EffectRead}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := Do(ctx, s, call, func(context.Context) (int, error) { return 1, nil }); err != nil {
-			b.Fatal(err)
-		}
-	}
+	roads(b, cfg, func(b *testing.B, s *Stack) { doLoop(b, s, Call{Operation: "get", Effect: EffectRead}) })
 }
 
 func BenchmarkRoad_DoOnce(b *testing.B) {
-	s := newStack(b, quiet())
-	ctx, call := context.Background(), Call{Operation: "dial"}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := Do(ctx, s, call, func(context.Context) (int, error) { return 1, nil }); err != nil {
-			b.Fatal(err)
-		}
-	}
+	roads(b, Config{}, func(b *testing.B, s *Stack) { doLoop(b, s, Call{Operation: "dial"}) })
 }
 
 func BenchmarkRoad_HTTPClient(b *testing.B) {
-	for name, rt := range map[string]http.RoundTripper{"bare": answerer, "whole road": newStack(b, quiet()).Wrap(answerer)} {
-		b.Run(name, func(b *testing.B) {
-			c := &http.Client{Transport: rt}
-			req, _ := http.NewRequest(http.MethodGet, "http://api.test/x", nil)
-			b.ReportAllocs()
-			for b.Loop() {
-				resp, err := c.Do(req)
-				if err != nil {
-					b.Fatal(err)
-				}
-				_, _ = io.Copy(io.Discard, resp.Body)
-				_ = resp.Body.Close()
-			}
-		})
+	b.Run("bare", func(b *testing.B) { httpLoop(b, answerer) })
+	roads(b, Config{}, func(b *testing.B, s *Stack) { httpLoop(b, s.Wrap(answerer)) })
+}
+
+func httpLoop(b *testing.B, rt http.RoundTripper) {
+	c := &http.Client{Transport: rt}
+	req, _ := http.NewRequest(http.MethodGet, "http://api.test/x", nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		resp, err := c.Do(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
 	}
 }
 

@@ -147,7 +147,7 @@ func (s *Stack) Wrap(base http.RoundTripper) http.RoundTripper {
 	}
 	end := legOf(base)
 	if w, ok := end.(*wire); ok {
-		end = &wire{base: w.base, maxBytes: s.maxResponse()}
+		end = newWire(w.base, s.maxResponse())
 	}
 	tr := &stackTransport{stack: s, base: end, top: timed{s.lay(end), s}}
 	s.DLQ.addRoad(tr.top)
@@ -208,9 +208,9 @@ type timed struct {
 	stack *Stack
 }
 
-func (l timed) travel(t *trip, req *http.Request) (*http.Response, error) {
+func (l timed) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
 	t.started = time.Now()
-	resp, err := l.leg.travel(t, req)
+	resp, err := l.leg.travel(ctx, t, req)
 	l.stack.latency.observe(t.call.Class, time.Since(t.started))
 	return resp, err
 }

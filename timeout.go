@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -30,6 +29,12 @@ type TimeoutConfig struct {
 	// MaxRequestBytes bounds a request body that is kept for further attempts. Default 8 MiB; -1: no bound. A longer
 	// body is sent at most once.
 	MaxRequestBytes int64
+	// Cooperative is a promise: everything that attempts are made through (a fake, a transport around another, the
+	// functions of [Do]) returns soon after its context has ended. Attempts then run on the caller's goroutine instead of
+	// one of their own, which spares the price of a goroutine; work that breaks the promise holds its caller until it
+	// returns. An *[http.Transport] keeps it by itself and is always treated so. Request bodies longer than
+	// MaxRequestBytes are sent from a goroutine of their own in any case. Default: no promise.
+	Cooperative bool
 	// OnEvent hears this layer alone: EventTimeout when a limit fired, EventAttemptLate when an attempt ended after it.
 	OnEvent func(Event)
 	// Off leaves the layer out of a [Stack].
@@ -74,7 +79,8 @@ func (c TimeoutConfig) validate() error {
 // limits.
 //
 // An attempt whose transport ignores its context is left behind at the limit: its caller is answered, its result is
-// thrown away, and it shows in Stats().Lingering until it returns.
+// thrown away, and it shows in Stats().Lingering until it returns. For that it runs on a goroutine of its own, unless its
+// transport is known to honour contexts; see TimeoutConfig.Cooperative.
 type Timeout struct {
 	cfg    TimeoutConfig
 	events *events
@@ -119,9 +125,12 @@ func (l *Timeout) Attempt() Layer {
 			return next
 		}
 		d := newDoor(next, l.attempt)
+		if l.cooperates(d.next) {
+			d.pass = l.attemptHere
+		}
 		d.entry.maxBody = l.cfg.MaxRequestBytes
 		if w, ok := d.next.(*wire); ok && w.maxBytes == 0 {
-			d.next = &wire{base: w.base, maxBytes: l.cfg.MaxResponseBytes}
+			d.next = newWire(w.base, l.cfg.MaxResponseBytes)
 		}
 		return d
 	})
@@ -164,23 +173,22 @@ const maxDuration time.Duration = 1<<63 - 1
 
 // budget ends the context of a call when its time is up. The clock stops when the answer is there, so that a stream is
 // not cut off.
-func (l *Timeout) budget(t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	total := l.BudgetOf(t.call)
 	if total < 0 {
-		return next.travel(t, req)
+		return next.travel(ctx, t, req)
 	}
-	ctx, ours := req.Context().(*callContext)
+	call, ours := ctx.(*callContext)
 	if !ours { // somebody else's layer put a context of its own between
-		ctx = &callContext{caller: req.Context(), trip: t}
-		req = req.WithContext(ctx)
+		call = &callContext{caller: ctx, trip: t}
 	}
 	now := t.started
 	if now.IsZero() {
 		now = time.Now()
 	}
-	ctx.limit(now, total)
-	resp, err := next.travel(t, req)
-	ctx.unlimit()
+	call.limit(now, total)
+	resp, err := next.travel(call, t, req)
+	call.unlimit()
 	return resp, err
 }
 
@@ -211,30 +219,72 @@ func limitIndex(name string) int {
 	return limitRequest
 }
 
-// attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
-// the caller.
-func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response, error) {
-	caller := req.Context()
-	if caller.Err() != nil {
+// cooperates reports whether what comes next returns when its context ends.
+func (l *Timeout) cooperates(next leg) bool {
+	if l.cfg.Cooperative {
+		return true
+	}
+	w, ok := next.(*wire)
+	if !ok {
+		return false
+	}
+	_, ok = w.base.(*http.Transport)
+	return ok
+}
+
+// attemptHere runs the rest of the road on the caller's goroutine. A panic or Goexit passes through. A body that is not in
+// memory is another matter: net/http's transport waits for its Read, whatever the context says.
+func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	if _, whole := t.payload.Bytes(); !whole {
+		return l.attempt(caller, t, req, next)
+	}
+	ctx := &attemptContext{layer: l, trip: t}
+	if !ctx.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
-	w := &work{layer: l, trip: t, req: req, next: next, parent: caller, wake: make(chan struct{}, 3)}
+	lasts := false // as a stream
+	defer func() {
+		ctx.unlimit()
+		if !lasts {
+			ctx.end(context.Canceled)
+		}
+	}()
+	resp, err := next.travel(ctx, t, req)
+	if err != nil {
+		return nil, l.explain(ctx, caller, err)
+	}
+	if tl := tailOf(resp, nil); tl != nil {
+		lasts = true
+		tl.after(func() { ctx.end(context.Canceled) })
+	}
+	return resp, nil
+}
+
+// attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
+// the caller.
+func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	w := &work{attemptContext: attemptContext{layer: l, trip: t, wake: make(chan struct{}, 3)}}
 	if !w.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
+	if t.run == nil {
+		req = detached(w, req)
+	}
+	go w.run(req, next)
 	if !w.wait() {
 		if linger := w.abandon(caller); linger != nil {
-			w.stopClock()
+			w.unlimit()
 			return nil, linger
 		}
 	}
-	w.stopClock()
 	r := w.result
 	if r.err != nil {
-		err := w.explain(caller, r.err)
+		err := l.explain(&w.attemptContext, caller, r.err)
+		w.unlimit()
 		w.end(context.Canceled)
 		return nil, err
 	}
+	w.unlimit()
 	if tl := tailOf(r.resp, nil); tl != nil {
 		tl.after(func() { w.end(context.Canceled) })
 	} else {
@@ -243,62 +293,46 @@ func (l *Timeout) attempt(t *trip, req *http.Request, next leg) (*http.Response,
 	return r.deliver()
 }
 
-// limitReached is the cause with which an attempt's context ends.
-type limitReached string
-
-func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + string(n) }
-func (n limitReached) Unwrap() error { return ErrTimeout }
-
-// work is one attempt on its goroutine, and the context that it runs under. Most work never looks at its context, so what
-// a context costs is spent only when it does.
-type work struct {
-	layer  *Timeout
-	trip   *trip
-	req    *http.Request
-	next   leg
-	parent context.Context // the caller's, without a budget, which this clock has in it
-	clock  *time.Timer     // nil: no limit
-	limit  time.Time       // zero: none
-	name   string          // of the limit that the clock has; "budget" for that
-	wake   chan struct{}   // the work has ended, or the clock has fired
-
-	mu      sync.Mutex
-	inner   context.Context // nil: nobody has looked
-	cancel  context.CancelCauseFunc
-	cause   error // why the context ended; nil: it has not
-	done    bool
-	result  result // once done
-	dial    *time.Timer
-	settled bool       // connected, or the attempt is over
-	linger  *lingering // set when the caller has been answered without a result
+// explain says why the attempt's context ended, if it did; err is the transport's error, nil when it has not returned.
+func (l *Timeout) explain(ctx *attemptContext, caller context.Context, err error) error {
+	cause := ctx.ended()
+	if cause == nil || isRefusal(err) {
+		return err
+	}
+	var e *Error
+	var limit limitReached
+	switch t := ctx.trip; {
+	case errors.As(cause, &limit):
+		e = t.fail("timeout", ErrTimeout)
+		e.Limit = string(limit)
+	case errors.Is(cause, errBudget):
+		e = t.fail("timeout", errBudget)
+		e.Limit = "budget"
+	default:
+		e = t.gone(caller, "timeout")
+		e.verdict = undecided
+	}
+	if NotSent(err) {
+		e.Err = MarkNotSent(e.Err)
+	}
+	if errors.Is(e.Err, ErrTimeout) {
+		l.fired[limitIndex(e.Limit)].Add(1)
+		l.events.emit(Event{Kind: EventTimeout, Operation: ctx.trip.call.Operation, Cause: e.Limit})
+	}
+	return e
 }
 
-// start sets the clock to the first of the attempt's limit and the budget, and lets the work begin, unless the budget is
-// used up.
-func (w *work) start(caller context.Context) bool {
-	limit, name := w.layer.LimitOf(w.trip.call)
-	now := time.Now()
-	if limit >= 0 {
-		w.limit, w.name = now.Add(limit), name
-	}
-	if c, ours := caller.(*callContext); ours {
-		if c.spent(now) {
-			return false
-		}
-		w.parent = c.withoutBudget()
-		if budget := c.budget(); !budget.IsZero() && (w.limit.IsZero() || budget.Before(w.limit)) {
-			w.limit, w.name = budget, "budget"
-		}
-	}
-	if !w.limit.IsZero() {
-		w.clock = time.AfterFunc(w.limit.Sub(now), w.expire)
-	}
-	go w.run()
-	return true
+// work is one attempt on its own goroutine.
+type work struct {
+	attemptContext
+
+	done   bool // this and the next are guarded by the context's lock
+	linger *lingering
+	result result // once done; linger is set when the caller has been answered without it
 }
 
 // run is capture without what that allocates.
-func (w *work) run() {
+func (w *work) run(req *http.Request, next leg) {
 	r := result{exited: true}
 	defer func() {
 		if v := recover(); v != nil {
@@ -306,103 +340,8 @@ func (w *work) run() {
 		}
 		w.finish(r)
 	}()
-	resp, err := w.travel()
+	resp, err := next.travel(w, w.trip, req)
 	r = result{resp: resp, err: err}
-}
-
-func (w *work) travel() (*http.Response, error) {
-	switch next := w.next.(type) {
-	case workLeg:
-		return w.trip.run(w)
-	case *wire:
-		return next.send(w, w.trip, w.req)
-	}
-	return w.next.travel(w.trip, w.req.WithContext(w))
-}
-
-// Deadline implements context.Context.
-func (w *work) Deadline() (time.Time, bool) {
-	theirs, ok := w.parent.Deadline()
-	if w.limit.IsZero() || ok && theirs.Before(w.limit) {
-		return theirs, ok
-	}
-	return w.limit, true
-}
-
-// Done implements context.Context.
-func (w *work) Done() <-chan struct{} { return w.context().Done() }
-
-// Err implements context.Context: DeadlineExceeded where time ended it.
-func (w *work) Err() error {
-	w.mu.Lock()
-	cause := w.cause
-	w.mu.Unlock()
-	switch {
-	case cause == nil:
-		return w.parent.Err()
-	case errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, ErrTimeout):
-		return context.DeadlineExceeded
-	}
-	return context.Canceled
-}
-
-// Value implements context.Context.
-func (w *work) Value(key any) any {
-	switch key.(type) {
-	case dialWatchKey:
-		return dialWatch(w)
-	case tripKey:
-		return w.trip
-	case callContextKey:
-		return nil
-	}
-	return w.context().Value(key)
-}
-
-// context is what a context must be that others derive from.
-func (w *work) context() context.Context {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.inner == nil {
-		w.inner, w.cancel = context.WithCancelCause(w.parent)
-		if w.cause != nil {
-			w.cancel(w.cause)
-		}
-	}
-	return w.inner
-}
-
-// end ends the context; the first cause counts.
-func (w *work) end(cause error) {
-	w.mu.Lock()
-	if w.cause == nil {
-		w.cause = cause
-	}
-	cancel := w.cancel
-	w.mu.Unlock()
-	if cancel != nil {
-		cancel(cause)
-	}
-}
-
-// expire is the clock's.
-func (w *work) expire() {
-	if w.name == "budget" {
-		w.timeUp(errBudget)
-		return
-	}
-	w.timeUp(limitReached(w.name))
-}
-
-func (w *work) timeUp(cause error) {
-	w.end(cause)
-	w.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
-}
-
-func (w *work) stopClock() {
-	if w.clock != nil {
-		w.clock.Stop()
-	}
 }
 
 // grace is how long a transport has to return after its context ended. One that honours its context needs none of it,
@@ -466,7 +405,7 @@ func (w *work) finish(r result) {
 
 // abandon leaves the attempt behind; nil: it came back after all. What holds something for the attempt is told at its end.
 func (w *work) abandon(caller context.Context) *lingering {
-	why := w.explain(caller, nil)
+	why := w.layer.explain(&w.attemptContext, caller, nil)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.done {
@@ -475,72 +414,6 @@ func (w *work) abandon(caller context.Context) *lingering {
 	w.linger = &lingering{err: why}
 	w.layer.lingering.Add(1)
 	return w.linger
-}
-
-// explain says why the attempt's context ended, if it did; err is the transport's error, nil when it has not returned.
-func (w *work) explain(caller context.Context, err error) error {
-	w.mu.Lock()
-	cause := w.cause
-	w.mu.Unlock()
-	if cause == nil || isRefusal(err) {
-		return err
-	}
-	var e *Error
-	var limit limitReached
-	switch {
-	case errors.As(cause, &limit):
-		e = w.trip.fail("timeout", ErrTimeout)
-		e.Limit = string(limit)
-	case errors.Is(cause, errBudget):
-		e = w.trip.fail("timeout", errBudget)
-		e.Limit = "budget"
-	default:
-		e = w.trip.gone(caller, "timeout")
-		e.verdict = undecided
-	}
-	if NotSent(err) {
-		e.Err = MarkNotSent(e.Err)
-	}
-	if errors.Is(e.Err, ErrTimeout) {
-		w.layer.fired[limitIndex(e.Limit)].Add(1)
-		w.layer.events.emit(Event{Kind: EventTimeout, Operation: w.trip.call.Operation, Cause: e.Limit})
-	}
-	return e
-}
-
-// dialing starts the connect limit with the first sign of a new connection; see [sighting].
-func (w *work) dialing() {
-	if w.layer.cfg.Connect <= 0 {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.dial != nil || w.settled {
-		return
-	}
-	w.dial = time.AfterFunc(w.layer.cfg.Connect, func() {
-		w.mu.Lock()
-		over := w.settled
-		w.settled = true
-		w.mu.Unlock()
-		if !over {
-			w.timeUp(limitReached("connect"))
-		}
-	})
-}
-
-// connected stops the connect limit.
-func (w *work) connected() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.stopDial()
-}
-
-func (w *work) stopDial() {
-	w.settled = true
-	if w.dial != nil {
-		w.dial.Stop()
-	}
 }
 
 // TimeoutStats is a snapshot of the limits' work since the start.

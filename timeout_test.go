@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -20,6 +22,17 @@ func newTime(t testing.TB, cfg TimeoutConfig) *Timeout {
 	l, err := NewTimeout(cfg)
 	require.NoError(t, err)
 	return l
+}
+
+// onEitherGoroutine runs a test for work that is left alone on its goroutine when it must be, and for work that promised not to
+// need that. The promise changes what it costs, not what happens.
+func onEitherGoroutine(t *testing.T, test func(t *testing.T, cooperative bool)) {
+	t.Helper()
+	for name, cooperative := range map[string]bool{"its own": false, "the caller's": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, cooperative) })
+		})
+	}
 }
 
 func fetch(ctx context.Context, t testing.TB, rt http.RoundTripper) (*http.Response, error) {
@@ -52,8 +65,8 @@ func deaf(d time.Duration) RoundTripFunc {
 }
 
 func TestT01_FinishesEarlyAndLeavesNoTimer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rt := newTime(t, TimeoutConfig{}).Wrap(slow(0))
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		rt := newTime(t, TimeoutConfig{Cooperative: cooperative}).Wrap(slow(0))
 		start := time.Now()
 		for range 100 {
 			resp, err := fetch(t.Context(), t, rt)
@@ -65,8 +78,8 @@ func TestT01_FinishesEarlyAndLeavesNoTimer(t *testing.T) {
 }
 
 func TestT02_TimeoutNamesItsLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{Request: 2 * time.Second})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative, Request: 2 * time.Second})
 		start := time.Now()
 		_, err := fetch(t.Context(), t, l.Wrap(slow(4*time.Second)))
 		require.Equal(t, 2*time.Second, time.Since(start))
@@ -82,9 +95,9 @@ func TestT02_TimeoutNamesItsLimit(t *testing.T) {
 }
 
 func TestT02_WorkSeesTheCause(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
 		var cause error
-		rt := newTime(t, TimeoutConfig{Request: time.Second}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		rt := newTime(t, TimeoutConfig{Cooperative: cooperative, Request: time.Second}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 			<-req.Context().Done()
 			cause = context.Cause(req.Context())
 			require.ErrorIs(t, req.Context().Err(), context.DeadlineExceeded)
@@ -98,9 +111,9 @@ func TestT02_WorkSeesTheCause(t *testing.T) {
 }
 
 func TestT03_CallerCancelsWithTheirOwnCauseAndNoTimeoutIsCounted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
 		var events []Event
-		l := newTime(t, TimeoutConfig{OnEvent: func(e Event) { events = append(events, e) }})
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative, OnEvent: func(e Event) { events = append(events, e) }})
 		cause := errors.New("not needed any more")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		go func() { time.Sleep(time.Second); cancel(cause) }()
@@ -115,11 +128,11 @@ func TestT03_CallerCancelsWithTheirOwnCauseAndNoTimeoutIsCounted(t *testing.T) {
 }
 
 func TestT04_CallersEarlierDeadlineIsTheirs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := fetch(ctx, t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Minute)))
+		_, err := fetch(ctx, t, newTime(t, TimeoutConfig{Cooperative: cooperative}).Wrap(slow(time.Minute)))
 		require.Equal(t, time.Second, time.Since(start))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.NotErrorIs(t, err, ErrTimeout)
@@ -130,12 +143,12 @@ func TestT04_CallersEarlierDeadlineIsTheirs(t *testing.T) {
 }
 
 func TestT05_MinusOneIsNoLimitAndZeroTheDefault(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rt := newTime(t, TimeoutConfig{Request: -1}).Wrap(slow(1000 * time.Hour))
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		rt := newTime(t, TimeoutConfig{Cooperative: cooperative, Request: -1}).Wrap(slow(1000 * time.Hour))
 		_, err := fetch(t.Context(), t, rt)
 		require.NoError(t, err)
 		start := time.Now()
-		_, err = fetch(t.Context(), t, newTime(t, TimeoutConfig{}).Wrap(slow(time.Hour)))
+		_, err = fetch(t.Context(), t, newTime(t, TimeoutConfig{Cooperative: cooperative}).Wrap(slow(time.Hour)))
 		require.ErrorIs(t, err, ErrTimeout)
 		require.Equal(t, 30*time.Second, time.Since(start))
 	})
@@ -203,8 +216,8 @@ func TestT07_LateAnswerSettlesTheKey(t *testing.T) {
 }
 
 func TestT08_BudgetEndsALongerAttempt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
 		ctx := WithCall(t.Context(), Call{Limit: 1200 * time.Millisecond, Budget: 300 * time.Millisecond})
 		start := time.Now()
 		_, err := fetch(ctx, t, l.Wrap(slow(time.Minute)))
@@ -227,8 +240,8 @@ func TestT08_AttemptLimitLongerThanTheBudgetIsAConfigError(t *testing.T) {
 }
 
 func TestT09_NoBackoffPastTheBudgetAndAttemptsGetTheRest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{Total: 30 * time.Second, Request: 10 * time.Second})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative, Total: 30 * time.Second, Request: 10 * time.Second})
 		r, err := NewRetry(RetryConfig{Max: 9, Base: time.Millisecond})
 		require.NoError(t, err)
 		var deadlines []time.Duration
@@ -249,8 +262,8 @@ func TestT09_NoBackoffPastTheBudgetAndAttemptsGetTheRest(t *testing.T) {
 }
 
 func TestT09_AFlightGetsItsOwnFullLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
 		i := newIdem(t, IdempotencyConfig{})
 		rt := Chain(l.Budget(), i.Claim(), i.Intent(), l.Attempt()).Wrap(slow(100 * time.Second))
 		ctx := WithCall(t.Context(), Call{Limit: 120 * time.Second, Budget: 60 * time.Second})
@@ -280,8 +293,8 @@ func traced(connect, answer time.Duration) RoundTripFunc {
 }
 
 func TestT11_ConnectLimitCoversConnectingOnly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{Connect: 50 * time.Millisecond})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative, Connect: 50 * time.Millisecond})
 		_, err := fetch(t.Context(), t, l.Wrap(traced(0, 60*time.Millisecond)))
 		require.NoError(t, err)
 		start := time.Now()
@@ -296,8 +309,8 @@ func TestT11_ConnectLimitCoversConnectingOnly(t *testing.T) {
 }
 
 func TestT13_OneTimeoutCancelsNobodyElse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rt := newTime(t, TimeoutConfig{Request: time.Second}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		rt := newTime(t, TimeoutConfig{Cooperative: cooperative, Request: time.Second}).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 			return slow(map[bool]time.Duration{true: time.Minute, false: 1500 * time.Millisecond}[req.Header.Get("Slow") != ""])(req)
 		}))
 		done := make(chan error, 1)
@@ -321,8 +334,8 @@ func TestT15_AbsurdDurationsWork(t *testing.T) {
 }
 
 func TestTimeout_ABodyIsReadWithinTheLimitAndWhole(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{Request: time.Second, MaxResponseBytes: 8})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative, Request: time.Second, MaxResponseBytes: 8})
 		hang := func(req *http.Request) (*http.Response, error) {
 			pr, pw := io.Pipe()
 			context.AfterFunc(req.Context(), func() { _ = pw.CloseWithError(req.Context().Err()) })
@@ -340,8 +353,8 @@ func TestTimeout_ABodyIsReadWithinTheLimitAndWhole(t *testing.T) {
 }
 
 func TestTimeout_AStreamIsNotCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newTime(t, TimeoutConfig{Request: time.Second, Total: time.Second})
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative, Request: time.Second, Total: time.Second})
 		stream := func(req *http.Request) (*http.Response, error) {
 			pr, pw := io.Pipe()
 			go func() {
@@ -365,16 +378,100 @@ func TestTimeout_AStreamIsNotCutOff(t *testing.T) {
 }
 
 func TestTimeout_PanicReachesTheCaller(t *testing.T) {
-	l := newTime(t, TimeoutConfig{})
-	require.PanicsWithValue(t, "boom", func() {
-		_, _ = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { panic("boom") })))
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
+		var ctx context.Context
+		rt := l.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			ctx = req.Context()
+			require.NoError(t, ctx.Err())
+			panic("boom")
+		}))
+		require.PanicsWithValue(t, "boom", func() { _, _ = fetch(t.Context(), t, rt) })
+		synctest.Wait()
+		require.ErrorIs(t, ctx.Err(), context.Canceled, "what the attempt started has ended with it")
+	})
+}
+
+func TestTimeout_GoexitEndsTheCaller(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
+		returned, ended := false, make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, _ = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { runtime.Goexit(); return nil, nil })))
+			returned = true
+		}()
+		<-ended
+		require.False(t, returned)
+	})
+}
+
+// A transport that is known to honour its context, or promised to, is not given a goroutine; every other is.
+func TestTimeout_TheGoroutineOfAnAttempt(t *testing.T) {
+	here := func() string {
+		buf := make([]byte, 64)
+		fields := strings.Fields(string(buf[:runtime.Stack(buf, false)]))
+		return fields[1]
+	}
+	for name, cooperative := range map[string]bool{"its own": false, "the caller's": true} {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
+		var at string
+		_, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { at = here(); return reply(200, ""), nil })))
+		require.NoError(t, err)
+		require.Equal(t, cooperative, at == here(), name)
+	}
+	tr := NewTransport()
+	defer tr.CloseIdleConnections()
+	var at string
+	tr.Proxy = func(*http.Request) (*url.URL, error) { at = here(); return nil, errors.New("no way out") }
+	_, err := fetch(t.Context(), t, newTime(t, TimeoutConfig{}).Wrap(tr))
+	require.ErrorContains(t, err, "no way out")
+	require.Equal(t, here(), at)
+}
+
+// Work that breaks its promise holds its caller, and what it then has to say counts: an answer is an answer, an error after
+// the limit is the limit's.
+func TestTimeout_APromiseBroken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Request: time.Second, Cooperative: true})
+		start := time.Now()
+		resp, err := fetch(t.Context(), t, l.Wrap(deaf(time.Minute)))
+		require.NoError(t, err)
+		require.Equal(t, "deaf", bodyText(t, resp))
+		require.Equal(t, time.Minute, time.Since(start))
+		_, err = fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Minute)
+			return nil, io.EOF
+		})))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "request", e.Limit)
+		require.EqualValues(t, 1, l.Stats().Request)
+		require.Zero(t, l.Stats().Lingering)
+	})
+}
+
+// A context that nobody waits for has no clock, and yet it ends in time.
+func TestTimeout_AContextThatIsOnlyAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTime(t, TimeoutConfig{Request: time.Second, Cooperative: true})
+		_, err := fetch(t.Context(), t, l.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			require.NoError(t, req.Context().Err())
+			time.Sleep(time.Second)
+			require.ErrorIs(t, req.Context().Err(), context.DeadlineExceeded)
+			require.ErrorIs(t, context.Cause(req.Context()), ErrTimeout)
+			<-req.Context().Done()
+			return nil, req.Context().Err()
+		})))
+		require.ErrorIs(t, err, ErrTimeout)
+		require.EqualValues(t, 1, l.Stats().Request)
 	})
 }
 
 func TestTimeout_HTTPClientTimeoutKeepsTheVerdict(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
 		i := newIdem(t, IdempotencyConfig{})
-		l := newTime(t, TimeoutConfig{})
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
 		c := &http.Client{Timeout: 10 * time.Second, Transport: Chain(l.Budget(), i.Claim(), i.Intent(), l.Attempt()).Wrap(slow(time.Minute))}
 		req, _ := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://api.test/x", strings.NewReader(dialBody))
 		start := time.Now()

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -60,6 +62,33 @@ func (s *rawServer) handle(c net.Conn, serve func(int64, io.Writer) bool) {
 }
 
 func (s *rawServer) url() string { return "http://" + s.l.Addr().String() }
+
+// net/http's transport honours its context but for one thing: before it returns an error it waits for a Read of the request
+// body that is under way. A body that is in memory is read at once; one too large for that may hang, and hold nobody.
+func TestTransport_ABodyThatHangsHoldsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := NewTransport()
+		server, client := net.Pipe()
+		tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return client, nil }
+		go func() { _, _ = io.Copy(io.Discard, server) }()
+		l := newTime(t, TimeoutConfig{Upload: time.Second, MaxRequestBytes: 16})
+		proceed := make(chan struct{})
+		body := io.MultiReader(strings.NewReader(strings.Repeat("x", 64)), readerFunc(func([]byte) (int, error) { <-proceed; return 0, io.EOF }))
+		req, err := http.NewRequestWithContext(WithCall(t.Context(), Call{Class: ClassUpload}), http.MethodPost, "http://api.test/", body)
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = l.Wrap(tr).RoundTrip(req)
+		require.ErrorIs(t, err, ErrTimeout)
+		require.LessOrEqual(t, time.Since(began), time.Second+grace)
+		close(proceed)
+		_ = server.Close()
+		tr.CloseIdleConnections()
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func answered201(w io.Writer) {
 	_, _ = io.WriteString(w, "HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")

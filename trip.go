@@ -35,11 +35,18 @@ type trip struct {
 
 	started time.Time // when the stack let the call in; zero for layers used alone
 
-	ctx  callContext
-	view callerView
+	ctx callContext
 
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives
+}
+
+// now is time.Now, at half the price while the trip knows when it began.
+func (t *trip) now() time.Time {
+	if t.started.IsZero() {
+		return time.Now()
+	}
+	return t.started.Add(time.Since(t.started))
 }
 
 // copy is a trip of its own for a flight.
@@ -133,25 +140,26 @@ func (t *trip) isFor(req *http.Request) bool {
 	return t.method == req.Method && (t.url == req.URL || t.url.String() == req.URL.String())
 }
 
-// leg is one stretch of the road: a layer around the next one, or the wire at its end.
+// leg is one stretch of the road: a layer around the next one, or the wire at its end. The context that counts is the one
+// handed along; the request is the caller's own, to be read and not changed, and its body is the trip's payload.
 type leg interface {
 	http.RoundTripper
-	travel(t *trip, req *http.Request) (*http.Response, error)
+	travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error)
 }
 
 // door is what Wrap of every layer returns: the layer's own function in front of the next leg.
 type door struct {
 	next  leg
-	pass  func(t *trip, req *http.Request, next leg) (*http.Response, error)
+	pass  func(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error)
 	entry entry // for requests that come from outside
 }
 
-func newDoor(next http.RoundTripper, pass func(*trip, *http.Request, leg) (*http.Response, error)) *door {
+func newDoor(next http.RoundTripper, pass func(context.Context, *trip, *http.Request, leg) (*http.Response, error)) *door {
 	return &door{next: legOf(next), pass: pass}
 }
 
-func (d *door) travel(t *trip, req *http.Request) (*http.Response, error) {
-	return d.pass(t, req, d.next)
+func (d *door) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
+	return d.pass(ctx, t, req, d.next)
 }
 
 func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -175,7 +183,7 @@ func legOf(next http.RoundTripper) leg {
 	if next == nil {
 		next = NewTransport()
 	}
-	return &wire{base: next}
+	return newWire(next, 0)
 }
 
 // NewTransport makes the transport that Wrap(nil) uses, for programs that want to change something in it: HTTP/1.1, over
@@ -205,7 +213,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	ctx := req.Context()
 	outer := tripOf(ctx)
 	if outer != nil && e.stack == nil && outer.isFor(req) {
-		return l.travel(outer, req)
+		return l.travel(ctx, outer, req)
 	}
 	t := &trip{url: req.URL, method: req.Method, stack: e.stack, outer: outer, road: l, letter: e.letter}
 	if req.URL == nil { // net/http's transport says so, too; the layers below read it
@@ -225,17 +233,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	ctx, stop := watchCancel(ctx, req)
 	over := stop // when the exchange is over, which for a stream is later
 	defer func() { over() }()
-	inner := req.WithContext(t.begin(ctx))
-	inner.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
-	inner.Body, inner.GetBody = nil, nil
-	if req.Body == http.NoBody {
-		inner.ContentLength = 0
-	}
+	inner := req
 	if hasKeyHeader(req.Header) {
-		inner.Header = req.Header.Clone()
-		for _, name := range keyHeaders {
-			inner.Header.Del(name)
-		}
+		inner = withoutKeyHeaders(req)
 		if key, ok := headerKey(req.Header); ok && !t.named {
 			t.key, t.named = key, true
 		}
@@ -249,7 +249,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 			t.ctx.end(context.Canceled, context.Canceled)
 		}
 	}()
-	resp, err := l.travel(t, inner)
+	resp, err := l.travel(t.begin(ctx), t, inner)
 	ended = true
 	if t.finish(resp, err, stop) {
 		over = func() {}
@@ -263,7 +263,6 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 // begin makes the call's context out of the caller's.
 func (t *trip) begin(caller context.Context) *callContext {
 	t.ctx.caller, t.ctx.trip = caller, t
-	t.view = callerView{caller, t}
 	return &t.ctx
 }
 
@@ -288,19 +287,34 @@ func closeBody(req *http.Request) {
 
 // describe resolves the call of a trip. A describe function that panics refuses the call rather than guess its effect.
 func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*http.Request) Call) (err error) {
-	o := overridesOf(ctx)
-	var c Call
 	if describe != nil {
 		defer func() {
 			if v := recover(); v != nil {
 				err = &Error{Layer: "stack", Err: fmt.Errorf("describe panicked: %T", v), verdict: refused}
 			}
 		}()
-		c = describe(req)
+		t.call = describe(req)
 	}
-	t.call = c.merge(o.call).resolve(methodOf(req), effectOf(req.Method))
-	t.key, t.named, t.expiry, t.fresh = o.key, o.named, o.expiry, o.fresh
+	t.resolve(overridesOf(ctx), methodOf(req), effectOf(req.Method))
 	return nil
+}
+
+// resolve puts what the caller said over what the call was described as, and fills in what neither said.
+func (t *trip) resolve(o *overrides, method string, unset Effect) {
+	if o != nil {
+		t.call = t.call.merge(o.call)
+		t.key, t.named, t.expiry, t.fresh = o.key, o.named, o.expiry, o.fresh
+	}
+	t.call.resolve(method, unset)
+}
+
+// detached is a copy of the request that stays as it is when the caller is gone and uses theirs again. It has no body: that
+// is the trip's payload.
+func detached(ctx context.Context, req *http.Request) *http.Request {
+	out := req.Clone(ctx)
+	out.Body, out.GetBody = nil, nil
+	out.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
+	return out
 }
 
 func methodOf(req *http.Request) string {
@@ -321,6 +335,16 @@ func headerKey(h http.Header) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// withoutKeyHeaders is a copy of req.
+func withoutKeyHeaders(req *http.Request) *http.Request {
+	out := *req
+	out.Header = req.Header.Clone()
+	for _, name := range keyHeaders {
+		out.Header.Del(name)
+	}
+	return &out
 }
 
 // hasKeyHeader also sees one without a value, by which a program asks net/http for repeats without sending the header.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"sync"
 	"sync/atomic"
 
 	"github.com/retell-resilience/resilience/internal/body"
@@ -18,7 +19,22 @@ import (
 type wire struct {
 	base     http.RoundTripper
 	maxBytes int64 // of a response body; 0: the default
+	traceKey any   // under which a transport looks for a trace in its context
 }
+
+func newWire(base http.RoundTripper, maxBytes int64) *wire {
+	var seen keyWatch
+	httptrace.ContextClientTrace(&seen)
+	return &wire{base: base, maxBytes: maxBytes, traceKey: seen.key}
+}
+
+// keyWatch notes the key that it is asked for.
+type keyWatch struct {
+	context.Context
+	key any
+}
+
+func (w *keyWatch) Value(key any) any { w.key = key; return nil }
 
 const (
 	defaultMaxRequestBytes  = 8 << 20
@@ -33,18 +49,10 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return ent
 // CloseIdleConnections closes those of the transport.
 func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 
-func (w *wire) travel(t *trip, req *http.Request) (*http.Response, error) {
-	return w.send(req.Context(), t, req)
-}
-
-// send is travel under another context than the request's.
-func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
-	seen := &sighting{base: w.base, once: t.call.Effect == EffectOnce}
-	if d, ok := ctx.Value(dialWatchKey{}).(dialWatch); ok {
-		seen.dial = d
-	}
-	ctx = httptrace.WithClientTrace(ctx, seen.trace())
-	out, payload := req.WithContext(ctx), t.payload
+func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
+	seen := &sighting{Context: ctx, wire: w, once: t.call.Effect == EffectOnce}
+	out, payload := req.WithContext(seen), t.payload
+	out.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	if t.marked != nil {
 		t.marked.apply(out)
 		payload = t.marked.payload
@@ -73,7 +81,9 @@ func (w *wire) send(ctx context.Context, t *trip, req *http.Request) (*http.Resp
 
 // load gives an outgoing clone its body, fresh for each attempt.
 func (s *sighting) load(out *http.Request, payload *body.Payload) error {
+	out.Body, out.GetBody = nil, nil
 	if payload == nil {
+		out.ContentLength = 0
 		if s.once && s.repeats {
 			// Without a body the transport would send it again by itself; it probes this one, finds it empty, and asks
 			// GetBody before any second send.
@@ -130,12 +140,17 @@ func (e *truncatedError) Error() string {
 func (e *truncatedError) Unwrap() error { return e.err }
 
 // sighting is what the trace hooks saw of one attempt. The hooks run on the transport's goroutines, some after RoundTrip
-// has returned.
+// has returned. It is the context that the request goes out with, so that the hooks are made only for a transport that
+// asks for them.
 type sighting struct {
-	base    http.RoundTripper
+	context.Context
+	wire    *wire
 	once    bool
 	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
-	dial    dialWatch
+
+	watching sync.Once
+	hooks    *httptrace.ClientTrace
+	dial     dialWatch
 
 	asked    atomic.Bool // a connection was asked for
 	got      atomic.Bool // one was given
@@ -150,6 +165,21 @@ type dialWatch interface {
 }
 
 type dialWatchKey struct{}
+
+// Value implements context.Context.
+func (s *sighting) Value(key any) any {
+	if key != s.wire.traceKey {
+		return s.Context.Value(key)
+	}
+	s.watching.Do(func() {
+		s.dial, _ = s.Context.Value(dialWatchKey{}).(dialWatch)
+		s.hooks = s.trace()
+		if httptrace.ContextClientTrace(s.Context) != nil { // somebody else watches, too
+			s.hooks = httptrace.ContextClientTrace(httptrace.WithClientTrace(s.Context, s.hooks))
+		}
+	})
+	return s.hooks
+}
 
 func (s *sighting) trace() *httptrace.ClientTrace {
 	dialing := func() {
@@ -177,7 +207,7 @@ func (s *sighting) trace() *httptrace.ClientTrace {
 }
 
 func (s *sighting) speaksHTTP1(info httptrace.GotConnInfo) bool {
-	tr, ok := s.base.(*http.Transport)
+	tr, ok := s.wire.base.(*http.Transport)
 	if !ok {
 		return false
 	}

@@ -110,6 +110,9 @@ const (
 	withBulkhead
 	withBreaker
 	withAll = 1<<iota - 1
+
+	// inPlace is no layer: the work promises to honour its context, so that it runs where its caller is, as with the peers.
+	inPlace = 1 << iota
 )
 
 func stackOf(b *testing.B, layers int) *resilience.Stack {
@@ -123,6 +126,7 @@ func stackOf(b *testing.B, layers int) *resilience.Stack {
 	cfg.Retry.Off = off(withRetry)
 	cfg.Bulkhead.Off = off(withBulkhead)
 	cfg.Breaker.Off = off(withBreaker)
+	cfg.Timeout.Cooperative = !off(inPlace)
 	if !cfg.Idempotency.Off {
 		cfg.Idempotency.Store = resilience.NewMemoryStore(1 << 30) // a long run makes more keys than the default holds
 	}
@@ -213,8 +217,6 @@ func memory(fn func(), n uint64) (allocs, bytes float64) {
 type byHand struct {
 	slots   *semaphore.Weighted
 	breaker *gobreaker.CircuitBreaker[int]
-	retries int
-	budget  time.Duration
 }
 
 func newByHand() *byHand {

@@ -101,6 +101,8 @@ func failsafeAround(next http.RoundTripper) http.RoundTripper {
 
 func oursHTTP(b *testing.B) http.RoundTripper { return stackOf(b, withAll).Wrap(answer) }
 
+func oursHTTPInPlace(b *testing.B) http.RoundTripper { return stackOf(b, withAll|inPlace).Wrap(answer) }
+
 func exchange(c *http.Client, req *http.Request) error {
 	resp, err := c.Do(req)
 	if err != nil {
@@ -144,6 +146,7 @@ func BenchmarkHTTPMemory(b *testing.B) {
 		get("by-hand", url, func(*testing.B) http.RoundTripper { return newHTTPByHand(answer) }),
 		get("failsafe", url, failsafeHTTP),
 		get("ours", url, oursHTTP),
+		get("ours-in-place", url, oursHTTPInPlace),
 	})
 }
 

@@ -20,7 +20,9 @@ func newCircuit() string {
 	hystrix.ConfigureCommand(name, hystrix.CommandConfig{
 		Timeout: int(limit.Milliseconds()), MaxConcurrentRequests: 10_000, RequestVolumeThreshold: 10, SleepWindow: int(time.Hour.Milliseconds()),
 	})
-	_, _, _ = hystrix.GetCircuit(name) // makes it
+	if _, _, err := hystrix.GetCircuit(name); err != nil { // makes it
+		panic(err)
+	}
 	return name
 }
 

@@ -23,6 +23,7 @@ func BenchmarkLayers(b *testing.B) {
 		do("breaker", withBreaker),
 		do("bulkhead", withBulkhead),
 		do("timeout", withTimeout),
+		do("timeout-in-place", withTimeout|inPlace),
 		do("retry", withRetry),
 		do("fallback", withFallback),
 		do("idempotency", withIdempotency),
@@ -31,7 +32,8 @@ func BenchmarkLayers(b *testing.B) {
 }
 
 // One limit around one call. Ours has two limits, for the call and for the attempt. Ours and go-resiliency's leave a
-// function that ignores its limit to itself, on its goroutine; context.WithTimeout and failsafe-go's wait for it.
+// function that ignores its limit to itself, on its goroutine; context.WithTimeout, failsafe-go's and ours where the
+// function promised to be cooperative (-in-place) wait for it.
 func BenchmarkTimeout(b *testing.B) {
 	withTimeoutOf := func(fn func(context.Context) (int, error), from func(*testing.B) context.Context) func(b *testing.B) func() error {
 		return func(b *testing.B) func() error {
@@ -53,14 +55,17 @@ func BenchmarkTimeout(b *testing.B) {
 			return func() error { return d.Run(func(<-chan struct{}) error { return nil }) }
 		}),
 		do("ours-do", withTimeout),
+		do("ours-in-place", withTimeout|inPlace),
 		loop("context-watched", withTimeoutOf(watchedWork, caller)),
 		throughFailsafeWatched("failsafe-watched", only),
 		doWork("ours-do-watched", withTimeout, read, watchedWork, caller),
+		doWork("ours-in-place-watched", withTimeout|inPlace, read, watchedWork, caller),
 	})
 }
 
-// Breaker, bulkhead and timeout. By hand and failsafe-go's run the function on the caller's goroutine; ours does so on
-// one of its own, so that a function that ignores its context does not hold the caller, and so do the other two.
+// Breaker, bulkhead and timeout. By hand and failsafe-go's run the function on the caller's goroutine, and so does ours
+// where the function promised to be cooperative (-in-place). Without that promise ours runs it on one of its own, so that
+// a function that ignores its context does not hold the caller, and so do the other two.
 func BenchmarkBreakerBulkheadTimeout(b *testing.B) {
 	hand := func(library string, fn func(context.Context) (int, error), from func(*testing.B) context.Context) piece {
 		return loop(library, func(b *testing.B) func() error {
@@ -77,9 +82,11 @@ func BenchmarkBreakerBulkheadTimeout(b *testing.B) {
 		loop("go-resiliency", func(*testing.B) func() error { return newResiliency().once }),
 		loop("hystrix", func(*testing.B) func() error { return hystrixCall(newCircuit(), nil) }),
 		do("ours-do", withThree),
+		do("ours-in-place", withThree|inPlace),
 		hand("by-hand-watched", watchedWork, caller),
 		throughFailsafeWatched("failsafe-watched", failsafeThree[int]),
 		doWork("ours-do-watched", withThree, read, watchedWork, caller),
+		doWork("ours-in-place-watched", withThree|inPlace, read, watchedWork, caller),
 	})
 }
 
@@ -94,6 +101,7 @@ func BenchmarkFourWithRetry(b *testing.B) {
 			return func() error { return again.Run(r.once) }
 		}),
 		do("ours-do", withThree|withRetry),
+		do("ours-in-place", withThree|withRetry|inPlace),
 	})
 }
 
@@ -117,9 +125,11 @@ func BenchmarkWholeRoad(b *testing.B) {
 		throughFailsafe("failsafe-fullest", failsafeFive),
 		loop("hystrix", func(*testing.B) func() error { return hystrixCall(newCircuit(), nil) }),
 		do("ours-do", withAll),
+		do("ours-in-place", withAll|inPlace),
 		handAgain("by-hand-watched", watchedWork, caller),
 		throughFailsafeWatched("failsafe-watched", failsafeFour),
 		doWork("ours-do-watched", withAll, read, watchedWork, caller),
+		doWork("ours-in-place-watched", withAll|inPlace, read, watchedWork, caller),
 	})
 }
 
@@ -141,6 +151,7 @@ func BenchmarkEffectOnce(b *testing.B) {
 		post("http-bare", func(*testing.B) roundTripper { return answer }),
 		post("http-failsafe", failsafeHTTP),
 		post("http-ours", oursHTTP),
+		post("http-ours-in-place", oursHTTPInPlace),
 	})
 }
 

@@ -5,9 +5,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"math"
-	"mime"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -39,11 +38,7 @@ func Read(rc io.ReadCloser, size, limit int64) *Payload {
 	}
 	p := &Payload{source: rc}
 	p.holders.Store(1)
-	var src io.Reader = rc
-	if limit >= 0 && limit < math.MaxInt64 {
-		src = io.LimitReader(rc, limit+1)
-	}
-	data, err := readAll(src, size, limit)
+	data, err := readAll(rc, size, limit)
 	switch {
 	case err != nil:
 		p.data, p.rest = data, failing{err}
@@ -64,13 +59,25 @@ func Of(b []byte) *Payload {
 	return &Payload{data: b}
 }
 
+// readAll reads to the end, or until it has more than limit bytes. size is what was announced, or -1.
 func readAll(r io.Reader, size, limit int64) ([]byte, error) {
-	var buf bytes.Buffer
-	if size > 0 && (limit < 0 || size <= limit) && size < 1<<26 {
-		buf.Grow(int(size) + bytes.MinRead)
+	room := int64(bytes.MinRead)
+	if size >= 0 && (limit < 0 || size <= limit) && size < 1<<26 {
+		room = size + 1 // with the place in which the end is found
 	}
-	_, err := buf.ReadFrom(r)
-	return buf.Bytes(), err
+	b := make([]byte, 0, room)
+	for {
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return b, nil
+		case err != nil || limit >= 0 && int64(len(b)) > limit:
+			return b, err
+		case len(b) == cap(b):
+			b = append(b, 0)[:len(b)]
+		}
+	}
 }
 
 // Bytes returns the body, and whether that is all of it. The caller must not change it.
@@ -190,11 +197,7 @@ func Hold(resp *http.Response, limit int64) error {
 		return nil
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or failed already
-	var src io.Reader = resp.Body
-	if limit >= 0 && limit < math.MaxInt64 {
-		src = io.LimitReader(resp.Body, limit+1)
-	}
-	data, err := readAll(src, resp.ContentLength, limit)
+	data, err := readAll(resp.Body, resp.ContentLength, limit)
 	if err != nil {
 		return err
 	}
@@ -207,8 +210,8 @@ func Hold(resp *http.Response, limit int64) error {
 
 // IsStream reports whether an answer must be passed on as it comes.
 func IsStream(resp *http.Response) bool {
-	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	return err == nil && kind == "text/event-stream"
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return strings.EqualFold(strings.TrimSpace(kind), "text/event-stream")
 }
 
 // Copy returns resp for another reader: same status, its own headers, its own place in the body. resp must be held.

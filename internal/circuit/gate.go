@@ -9,6 +9,7 @@
 package circuit
 
 import (
+	"container/list"
 	"errors"
 	"math/rand/v2"
 	"sync"
@@ -109,39 +110,47 @@ type trial struct {
 	done  func(error)
 }
 
-// Totals count since the beginning.
-type Totals struct {
-	Successes, Failures, Ignored, Rejected uint64
-	Opened, HalfOpened, Closed             uint64
+// shut is why and until when an open circuit refuses, so that refusing needs no lock.
+type shut struct {
+	until time.Duration // since epoch; < 0: until somebody does something by hand
+	err   error
 }
 
-// Gate is one circuit. It is safe for concurrent use.
-type Gate struct {
-	cfg   *Config
-	key   string
-	epoch time.Time
+// Totals count since the beginning.
+type Totals struct {
+	Successes, Failures, Ignored uint64
+	Opened, HalfOpened, Closed   uint64
+}
 
+// Gate is one circuit. It is safe for concurrent use. What every call touches stands together at the beginning: with ten
+// thousand circuits, fetching a gate from memory is most of what it costs.
+type Gate struct {
+	cfg        *Config
+	epoch      time.Time
+	shut       atomic.Pointer[shut] // nil unless open
+	mu         sync.Mutex
+	state      State
+	forced     bool   // by hand, until the next Reset
+	noticed    bool   // it opened under this lock
+	exceeded   bool   // metrics only: it was above the threshold at the last result
+	generation uint64 // grows with each change; results of another generation do not count
+	window     window.Window
+	totals     Totals
+
+	key      string
+	place    *list.Element // in its set
+	rejected atomic.Uint64
 	rampFrom atomic.Int64 // when it closed, since epoch; 0: no ramp
 	marks    marks
-
-	mu         sync.Mutex
-	machine    *gobreaker.TwoStepCircuitBreaker[struct{}]
-	spare      *gobreaker.TwoStepCircuitBreaker[struct{}] // set in half-open: one that is open already
-	state      State
-	forced     bool          // by hand, until the next Reset
-	generation uint64        // grows with each change; results of another generation do not count
-	at         time.Duration // instant of the change under way
-
-	window   window.Window
-	exceeded bool   // metrics only: it was above the threshold at the last result
-	last     Result // failure
+	machine  *gobreaker.TwoStepCircuitBreaker[struct{}]
+	spare    *gobreaker.TwoStepCircuitBreaker[struct{}] // set in half-open: one that is open already
+	at       time.Duration                              // instant of the change under way
+	last     Result                                     // failure
 	trip     window.Counts
-	totals   Totals
 
 	openedAt, openUntil time.Duration
 	base, next          time.Duration // length of the open period that follows, before and after jitter
 	refusal             error
-	noticed             bool // it opened under this lock
 
 	trials  []trial // oldest first
 	trialID uint64
@@ -164,6 +173,7 @@ func (g *Gate) calm() {
 	g.trials, g.spare, g.last = nil, nil, Result{}
 	g.window.Clear()
 	g.rampFrom.Store(0)
+	g.shut.Store(nil)
 }
 
 var (
@@ -198,6 +208,9 @@ func tripMachine(m *gobreaker.TwoStepCircuitBreaker[struct{}]) {
 
 // Enter asks to pass. Where ok is false, err says why and wait when to ask again; 0: not known.
 func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
+	if wait, err := g.refuse(); err != nil {
+		return t, wait, err
+	}
 	g.mu.Lock()
 	defer g.unlock()
 	if g.state == Closed {
@@ -211,18 +224,26 @@ func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
 	if g.state == HalfOpen {
 		g.giveUp(now)
 	}
-	if g.state == Open && (g.forced || now < g.openUntil) {
-		return t, g.refuse(now), g.refusal
+	if g.state == Open && (g.forced || now < g.openUntil) { // since a moment ago
+		g.rejected.Add(1)
+		return t, max(0, g.shut.Load().until-now), g.refusal
 	}
 	return g.try(now)
 }
 
-func (g *Gate) refuse(now time.Duration) (wait time.Duration) {
-	g.totals.Rejected++
-	if g.forced {
-		return 0
+// refuse is the answer of an open circuit; nil: it is not open, or its time is up.
+func (g *Gate) refuse() (wait time.Duration, err error) {
+	s := g.shut.Load()
+	if s == nil {
+		return 0, nil
 	}
-	return g.openUntil - now
+	if s.until >= 0 {
+		if wait = s.until - g.now(); wait <= 0 {
+			return 0, nil
+		}
+	}
+	g.rejected.Add(1)
+	return wait, s.err
 }
 
 // try asks the machine for a trial. It moves from open to half-open by being asked.
@@ -230,7 +251,7 @@ func (g *Gate) try(now time.Duration) (Ticket, time.Duration, error) {
 	g.at = now
 	done, err := g.machine.Allow()
 	if err != nil {
-		g.totals.Rejected++
+		g.rejected.Add(1)
 		return Ticket{}, 0, g.refusal
 	}
 	g.trialID++
@@ -303,7 +324,7 @@ func (g *Gate) slowing(c window.Counts) bool {
 	return g.cfg.SlowCall > 0 && share(c.Slow, c) >= g.cfg.SlowRate
 }
 
-func share(n uint64, of window.Counts) float64 { return float64(n) / float64(of.Total()) }
+func share(n uint32, of window.Counts) float64 { return float64(n) / float64(of.Total()) }
 
 // why is the last failure, or slowness where that alone was too much.
 func (g *Gate) why(c window.Counts) Result {
@@ -375,6 +396,7 @@ func (g *Gate) moved(to State, last Result) {
 		g.open(last)
 		change.Last, change.Counts, change.For = last, g.trip, g.openUntil-g.openedAt
 	case HalfOpen:
+		g.shut.Store(nil)
 		g.totals.HalfOpened++
 		g.grow()
 		g.spare = g.newMachine()
@@ -389,6 +411,7 @@ func (g *Gate) open(last Result) {
 	g.totals.Opened++
 	g.openedAt, g.openUntil = g.at, saturate(g.at, g.next)
 	g.refusal = g.cfg.Refusal(g.key, last)
+	g.shut.Store(&shut{until: g.openUntil, err: g.refusal})
 	g.noticed = true
 }
 

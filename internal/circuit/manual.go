@@ -45,6 +45,9 @@ func (g *Gate) hold(to State, by Result) {
 	g.state, g.forced = to, true
 	g.openedAt = g.now()
 	g.refusal = g.cfg.Refusal(g.key, by)
+	if to == Open {
+		g.shut.Store(&shut{until: -1, err: g.refusal})
+	}
 }
 
 // follow makes a new gate start in the state that another is held in.

@@ -15,7 +15,7 @@ type Set struct {
 
 	mu    sync.Mutex
 	blank *Gate // what a circuit looks like that nobody has used
-	byKey map[string]*list.Element
+	byKey map[string]*Gate
 	order *list.List // of *Gate, the one used last in front
 }
 
@@ -25,7 +25,7 @@ func NewSet(cfg *Config, limit int) *Set {
 	quiet.Changed, quiet.Opened = func(Change) {}, func() {}
 	return &Set{
 		cfg: cfg, limit: limit, blank: New(&quiet, ""),
-		byKey: map[string]*list.Element{}, order: list.New(),
+		byKey: map[string]*Gate{}, order: list.New(),
 	}
 }
 
@@ -33,16 +33,19 @@ func NewSet(cfg *Config, limit int) *Set {
 func (s *Set) Get(key string) *Gate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e, ok := s.byKey[key]; ok {
-		s.order.MoveToFront(e)
-		return e.Value.(*Gate) //nolint:forcetypeassert // nothing else is put there
+	if g, ok := s.byKey[key]; ok {
+		if s.limit > 0 {
+			s.order.MoveToFront(g.place)
+		}
+		return g
 	}
 	if s.limit > 0 && s.order.Len() >= s.limit {
 		s.evict()
 	}
 	g := New(s.cfg, key)
 	g.follow(s.blank)
-	s.byKey[key] = s.order.PushFront(g)
+	g.place = s.order.PushFront(g)
+	s.byKey[key] = g
 	return g
 }
 
@@ -50,8 +53,8 @@ func (s *Set) Get(key string) *Gate {
 func (s *Set) Peek(key string) *Gate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e, ok := s.byKey[key]; ok {
-		return e.Value.(*Gate) //nolint:forcetypeassert // nothing else is put there
+	if g, ok := s.byKey[key]; ok {
+		return g
 	}
 	return s.blank
 }
@@ -64,7 +67,7 @@ const spared = 16
 func (s *Set) evict() {
 	victim := s.order.Back()
 	for e, n := victim, 0; e != nil && n < spared; e, n = e.Prev(), n+1 {
-		if v := e.Value.(*Gate).View(); v.State == Closed && !v.Forced { //nolint:forcetypeassert // as above
+		if v := e.Value.(*Gate).View(); v.State == Closed && !v.Forced { //nolint:forcetypeassert // nothing else is put there
 			victim = e
 			break
 		}

@@ -17,6 +17,7 @@ type View struct {
 	Window    window.Counts
 	Trip      window.Counts // what the window held when it opened last
 	Totals    Totals
+	Rejected  uint64  // since the beginning
 	Share     float64 // see Gate.Share
 }
 
@@ -27,7 +28,7 @@ func (g *Gate) View() View {
 	defer g.mu.Unlock()
 	now := g.now()
 	v := View{
-		Forced: g.forced, Window: g.window.Counts(now), Trip: g.trip, Totals: g.totals, Share: g.shareAt(now),
+		Forced: g.forced, Window: g.window.Counts(now), Trip: g.trip, Totals: g.totals, Rejected: g.rejected.Load(), Share: g.shareAt(now),
 	}
 	state, since, until := g.stateAt(now)
 	switch v.State = state; state {

@@ -153,11 +153,10 @@ func (b *Book[T]) Leave(w *Waiter[T]) bool {
 }
 
 // Next gives a free slot to the waiter whose turn it is, and returns it; nil: no slot is free, or nobody waits.
-func (b *Book[T]) Next(share float64) *Waiter[T] {
+func (b *Book[T]) Next(now time.Time, share float64) *Waiter[T] {
 	if b.waiting == 0 || b.inUse >= b.Limit(share) {
 		return nil
 	}
-	now := time.Now()
 	w := b.turn(now)
 	b.Leave(w)
 	b.occupy(w.Tier)

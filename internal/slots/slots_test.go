@@ -27,7 +27,7 @@ func drain(b *Book[string], from Tier) []string {
 	var order []string
 	for b.Waiting() > 0 {
 		b.GiveBack(from)
-		w := b.Next(1)
+		w := b.Next(time.Now(), 1)
 		order, from = append(order, w.Value), w.Tier
 	}
 	return order
@@ -58,8 +58,8 @@ func TestGuaranteeGoesBeforeUrgency(t *testing.T) {
 	join(b, "c", Critical)
 	join(b, "b", Bulk)
 	b.GiveBack(Critical)
-	require.Equal(t, "b", b.Next(1).Value)
-	require.Nil(t, b.Next(1), "the total holds")
+	require.Equal(t, "b", b.Next(time.Now(), 1).Value)
+	require.Nil(t, b.Next(time.Now(), 1), "the total holds")
 }
 
 func TestAgeGoesBeforeUrgency(t *testing.T) {
@@ -72,7 +72,7 @@ func TestAgeGoesBeforeUrgency(t *testing.T) {
 		time.Sleep(time.Second - time.Millisecond)
 		join(b, "c1", Critical)
 		b.GiveBack(Critical)
-		require.Equal(t, "b1", b.Next(1).Value, "exactly AgeAfter is aged")
+		require.Equal(t, "b1", b.Next(time.Now(), 1).Value, "exactly AgeAfter is aged")
 		require.Equal(t, []string{"c1", "n1"}, drain(b, Bulk), "one millisecond less is not")
 	})
 }
@@ -175,7 +175,7 @@ func againstTheRule(t *testing.T, rng *rand.Rand) {
 			if len(waiting) > 0 && inUse < b.Bounds().Total {
 				want = expected()
 			}
-			got := b.Next(1)
+			got := b.Next(time.Now(), 1)
 			require.Same(t, want, got)
 			if got == nil {
 				return

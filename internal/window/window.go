@@ -6,15 +6,15 @@ import "time"
 // Buckets is how many steps a window moves in. One that has just left takes a tenth of the window with it.
 const Buckets = 10
 
-// Counts is what completed within a window.
+// Counts is what completed within a window. Four thousand million are more than any does.
 type Counts struct {
-	Successes uint64
-	Failures  uint64
-	Slow      uint64 // of both
+	Successes uint32
+	Failures  uint32
+	Slow      uint32 // of both
 }
 
 // Total is how many completed.
-func (c Counts) Total() uint64 { return c.Successes + c.Failures }
+func (c Counts) Total() uint64 { return uint64(c.Successes) + uint64(c.Failures) }
 
 func (c *Counts) add(o Counts) {
 	c.Successes += o.Successes

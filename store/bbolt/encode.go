@@ -96,7 +96,7 @@ func encode(r resilience.Record) []byte {
 type writer struct{ buf []byte }
 
 func (w *writer) field(number int, b []byte) {
-	w.buf = append(w.buf, byte(number))
+	w.buf = append(w.buf, byte(number)) //nolint:gosec // the numbers are constants below 256
 	w.buf = binary.AppendUvarint(w.buf, uint64(len(b)))
 	w.buf = append(w.buf, b...)
 }

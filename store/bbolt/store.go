@@ -80,7 +80,7 @@ func (o Options) withDefaults() (Options, error) {
 		faults = append(faults, fmt.Errorf("LockTimeout: must be -1, 0 or more, got %v", o.LockTimeout))
 	}
 	if o.Mode&^fs.ModePerm != 0 || (o.Mode != 0 && o.Mode&0o600 != 0o600) {
-		faults = append(faults, fmt.Errorf("Mode: must let the owner read and write, and be permissions only, got %v", o.Mode))
+		faults = append(faults, fmt.Errorf("Mode: must let the owner read and write, and be permissions only, got %v", o.Mode)) //nolint:staticcheck // it begins with the name of a field
 	}
 	if o.MaxKeys == 0 {
 		o.MaxKeys = resilience.DefaultMaxKeys

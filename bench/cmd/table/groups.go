@@ -33,6 +33,7 @@ var differences = []difference{
 	{"HTTPMemoryAdds", "by-hand", "HTTPMemory", "by-hand", "bare"},
 	{"HTTPMemoryAdds", "failsafe", "HTTPMemory", "failsafe", "bare"},
 	{"HTTPMemoryAdds", "ours", "HTTPMemory", "ours", "bare"},
+	{"HTTPMemoryAdds", "ours-in-place", "HTTPMemory", "ours-in-place", "bare"},
 }
 
 // known gives groups that the list above does not have a place as well.

@@ -61,7 +61,9 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(stdout, markdown(res, o.by))
+	if _, err := fmt.Fprint(stdout, markdown(res, o.by)); err != nil {
+		return err
+	}
 	if o.from == "" && o.bench == "." { // a part of the groups is for looking at, not for keeping
 		if err := save(res, o); err != nil {
 			return err
@@ -71,7 +73,9 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return nil
 	}
 	verdicts := check(res, o.by)
-	fmt.Fprint(stdout, "\n", targetTable(verdicts))
+	if _, err := fmt.Fprint(stdout, "\n", targetTable(verdicts)); err != nil {
+		return err
+	}
 	if !allMet(verdicts) {
 		return errMissed
 	}
@@ -79,7 +83,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 }
 
 func parseFlags(args []string, stderr io.Writer) (options, error) {
-	o := options{by: byCPU}
+	o := options{by: byTime}
 	set := flag.NewFlagSet("table", flag.ContinueOnError)
 	set.SetOutput(stderr)
 	set.IntVar(&o.count, "count", 6, "how often the whole suite runs; the runs of one benchmark lie far apart in time")
@@ -88,7 +92,7 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	set.StringVar(&o.from, "from", "", "read results from this file instead of running")
 	set.StringVar(&o.out, "out", "results", "folder for the results")
 	set.BoolVar(&o.check, "check", false, "compare with the targets, and fail when one is missed")
-	set.Func("by", "what ratios, targets and bars compare: cpu (default) or time", func(s string) error {
+	set.Func("by", "what ratios, targets and bars compare: time (default) or cpu", func(s string) error {
 		o.by = measure(s)
 		if o.by != byCPU && o.by != byTime {
 			return errors.New("it is cpu or time")
@@ -118,7 +122,9 @@ func measureAll(ctx context.Context, o options, progress io.Writer) (*results, e
 	}
 	res := &results{Date: time.Now().UTC().Truncate(time.Second), Go: runtime.Version(), CPUs: runtime.NumCPU(), Count: o.count, Benchtime: o.benchtime}
 	for n := range o.count {
-		fmt.Fprintf(progress, "run %d of %d\n", n+1, o.count)
+		if _, err := fmt.Fprintf(progress, "run %d of %d\n", n+1, o.count); err != nil {
+			return nil, err
+		}
 		cmd := exec.CommandContext(ctx, binary, "-test.run", "^$", "-test.bench", o.bench, "-test.benchtime", o.benchtime, "-test.benchmem") //nolint:gosec // as above
 		var errs bytes.Buffer
 		cmd.Stderr = &errs

@@ -244,8 +244,8 @@ func TestFlags(t *testing.T) {
 			t.Errorf("%q is no fault", args)
 		}
 	}
-	o, err := parseFlags([]string{"-by", "time"}, io.Discard)
-	if err != nil || o.by != byTime || o.count != 6 {
+	o, err := parseFlags([]string{"-by", "cpu"}, io.Discard)
+	if err != nil || o.by != byCPU || o.count != 6 {
 		t.Error(o, err)
 	}
 }

@@ -1,0 +1,214 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// attemptContext is the context of one attempt: the caller's, with the attempt's own limits and what is left of the
+// budget. Most work never looks at its context, so what that costs, a timer above all, is spent only when it does.
+type attemptContext struct {
+	layer  *Timeout
+	trip   *trip
+	parent context.Context // the caller's, without a budget, which this has in its limit
+	name   string          // of the limit; "budget" for that
+	wake   chan struct{}   // told when time is up; nil: nobody waits but the work itself
+
+	mu      sync.Mutex
+	limit   time.Time       // zero: none, or no more
+	inner   context.Context // nil: nobody has looked
+	cancel  context.CancelCauseFunc
+	cause   error       // why it ended; nil: it has not
+	clock   *time.Timer // nil: not running
+	dial    *time.Timer
+	settled bool // connected, or the attempt is over
+}
+
+// limitReached is the cause with which an attempt's context ends.
+type limitReached string
+
+func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + string(n) }
+func (n limitReached) Unwrap() error { return ErrTimeout }
+
+// start sets the limit to the first of the attempt's own and the budget, unless the caller has left or the budget is used
+// up.
+func (c *attemptContext) start(caller context.Context) bool {
+	if caller.Err() != nil {
+		return false
+	}
+	c.parent = caller
+	limit, name := c.layer.LimitOf(c.trip.call)
+	now := c.trip.now()
+	if limit >= 0 {
+		c.limit, c.name = now.Add(limit), name
+	}
+	if call, ours := caller.(*callContext); ours {
+		budget, spent := call.budget(now)
+		if spent {
+			return false
+		}
+		c.parent = call.withoutBudget()
+		if !budget.IsZero() && (c.limit.IsZero() || budget.Before(c.limit)) {
+			c.limit, c.name = budget, "budget"
+		}
+	}
+	if c.wake != nil {
+		c.arm(now)
+	}
+	return true
+}
+
+// arm starts the clock; the lock is held, or nobody else knows the context yet.
+func (c *attemptContext) arm(now time.Time) {
+	if c.clock == nil && c.cause == nil && !c.limit.IsZero() {
+		c.clock = time.AfterFunc(c.limit.Sub(now), c.expire)
+	}
+}
+
+func (c *attemptContext) expire() {
+	if c.name == "budget" {
+		c.timeUp(errBudget)
+		return
+	}
+	c.timeUp(limitReached(c.name))
+}
+
+func (c *attemptContext) timeUp(cause error) {
+	c.end(cause)
+	if c.wake != nil {
+		c.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
+	}
+}
+
+// end ends the context; the first cause counts.
+func (c *attemptContext) end(cause error) {
+	c.mu.Lock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	cancel := c.cancel
+	c.mu.Unlock()
+	if cancel != nil {
+		cancel(cause)
+	}
+}
+
+// ended is why the context has ended, nil if it has not. Where no clock runs it looks at the time.
+func (c *attemptContext) ended() error {
+	c.mu.Lock()
+	cause, limit, watched := c.cause, c.limit, c.clock != nil || c.limit.IsZero()
+	c.mu.Unlock()
+	switch {
+	case cause != nil:
+		return cause
+	case c.parent.Err() != nil:
+		c.end(context.Cause(c.parent))
+	case !watched && !time.Now().Before(limit):
+		c.expire()
+	default:
+		return nil
+	}
+	return c.ended()
+}
+
+// Deadline implements context.Context.
+func (c *attemptContext) Deadline() (time.Time, bool) {
+	c.mu.Lock()
+	limit := c.limit
+	c.mu.Unlock()
+	theirs, ok := c.parent.Deadline()
+	if limit.IsZero() || ok && theirs.Before(limit) {
+		return theirs, ok
+	}
+	return limit, true
+}
+
+// Done implements context.Context.
+func (c *attemptContext) Done() <-chan struct{} { return c.context().Done() }
+
+// Err implements context.Context: DeadlineExceeded where time ended it.
+func (c *attemptContext) Err() error {
+	cause := c.ended()
+	switch {
+	case cause == nil:
+		return nil
+	case errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, ErrTimeout):
+		return context.DeadlineExceeded
+	}
+	return context.Canceled
+}
+
+// Value implements context.Context.
+func (c *attemptContext) Value(key any) any {
+	switch key.(type) {
+	case dialWatchKey:
+		return dialWatch(c)
+	case tripKey:
+		return c.trip
+	case callContextKey:
+		return nil
+	}
+	return c.context().Value(key)
+}
+
+// context is what a context must be that others derive from, and what starts the clock.
+func (c *attemptContext) context() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inner == nil {
+		c.inner, c.cancel = context.WithCancelCause(c.parent)
+		if c.cause != nil {
+			c.cancel(c.cause)
+		}
+		c.arm(time.Now())
+	}
+	return c.inner
+}
+
+// unlimit is for the end of an attempt: what is left of it, a stream perhaps, may last.
+func (c *attemptContext) unlimit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit = time.Time{}
+	if c.clock != nil {
+		c.clock.Stop()
+	}
+	c.stopDial()
+}
+
+// dialing starts the connect limit with the first sign of a new connection; see [sighting].
+func (c *attemptContext) dialing() {
+	if c.layer.cfg.Connect <= 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dial != nil || c.settled {
+		return
+	}
+	c.dial = time.AfterFunc(c.layer.cfg.Connect, func() {
+		c.mu.Lock()
+		over := c.settled
+		c.settled = true
+		c.mu.Unlock()
+		if !over {
+			c.timeUp(limitReached("connect"))
+		}
+	})
+}
+
+// connected stops the connect limit.
+func (c *attemptContext) connected() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopDial()
+}
+
+func (c *attemptContext) stopDial() {
+	c.settled = true
+	if c.dial != nil {
+		c.dial.Stop()
+	}
+}

@@ -38,7 +38,7 @@ type FallbackConfig struct {
 	Cacheable func(Call) bool
 	// Func makes a substitute where no answer is kept. It gets a copy of the request, and the error, or an [*Error] with
 	// the StatusCode of a 5xx answer. It runs on the caller's goroutine and must mind the request's context, which has
-	// ended when the budget is used up. nil: none.
+	// ended when the budget is used up. nil: none. For one call, and before the kept answers, there is [WithFallback].
 	Func func(*http.Request, error) (*http.Response, error)
 	// ServeFresh answers from a fresh answer without asking, unless the request says Cache-Control: no-cache.
 	ServeFresh bool
@@ -270,7 +270,7 @@ func (f *Fallback) marks(s Staleness, why string, age time.Duration) (mark, seco
 const sheetSize = 1024
 
 // Served reports whether a response that passed a [Fallback] is a substitute (ok), how old it is, and how stale. What
-// FallbackConfig.Func made has no age: 0 and StalenessUnset. The header Resilience-Fallback says why it was served.
+// FallbackConfig.Func or [WithFallback] made has no age: 0 and StalenessUnset. [ServedReason] says why it was served.
 func Served(resp *http.Response) (age time.Duration, s Staleness, ok bool) {
 	if resp == nil {
 		return 0, StalenessUnset, false
@@ -287,6 +287,17 @@ func Served(resp *http.Response) (age time.Duration, s Staleness, ok bool) {
 		}
 	}
 	return 0, StalenessUnset, false
+}
+
+// ServedReason says in one word why a substitute was served: "fresh" and "refresh" without asking, else the failure:
+// "transport", "timeout", "status" (of 500 and more), "truncated", "open", "full". Empty where [Served] says that there is none.
+func ServedReason(resp *http.Response) string {
+	if _, _, ok := Served(resp); !ok {
+		return ""
+	}
+	_, rest, _ := strings.Cut(resp.Header.Get(markHeader), "; reason=")
+	why, _, _ := strings.Cut(rest, ";")
+	return why
 }
 
 // write passes a write on and invalidates what it may have changed. Doing so when it is over is enough: a read that
@@ -402,18 +413,35 @@ func (f *Fallback) unasked(ctx context.Context, t *trip, req *http.Request, next
 	return nil
 }
 
-// settle puts the kept answer, or the user's substitute, in the place of a failure.
+// settle puts a substitute in the place of a failure: the caller's own, else the kept answer, else the user's. Where there
+// is none, the failure stays what it is.
 func (f *Fallback) settle(ctx context.Context, t *trip, req *http.Request, key answers.Key, resp *http.Response, err error) (*http.Response, error) {
 	why := needsSubstitute(ctx, resp, err)
 	if why == "" {
 		return resp, err
+	}
+	made, ownErr := f.substitute(ctx, t, req, ownFallback(ctx), why, resp, err)
+	if made != nil {
+		return made, nil
 	}
 	if a, age, ok := f.store.Get(key, t.now()); ok {
 		discardAnswer(resp)
 		return f.serve(t, req, a, age, why), nil
 	}
 	f.misses.Add(1)
-	return f.substitute(ctx, t, req, why, resp, err)
+	made, funcErr := f.substitute(ctx, t, req, f.config.Func, why, resp, err)
+	if made != nil {
+		return made, nil
+	}
+	failed := Event{Kind: EventFallbackFailed, Operation: t.call.Operation, Cause: why}
+	if resp != nil {
+		failed.StatusCode = resp.StatusCode
+	}
+	f.events.emit(failed)
+	if err != nil && (ownErr != nil || funcErr != nil) {
+		err = errors.Join(err, ownErr, funcErr)
+	}
+	return resp, err
 }
 
 // serve makes the response of an answer that is kept.

@@ -12,7 +12,7 @@ import (
 )
 
 // How a read of a [Fallback] gets its answer: from below, by one call for all who ask the same; again, in the background;
-// or from the user's Func.
+// or from a function of the user's.
 
 // callID tells reads apart that must not wait for each other: a critical one not for one in the bulk tier, a patient one
 // not for one with a short limit. Wide fields, because a map is quicker with a key that has no gaps.
@@ -228,40 +228,35 @@ func (f *Fallback) drain(ctx context.Context) error {
 	return nil
 }
 
-// substitute asks the user's Func. Where there is none, or it fails, the failure stays what it is.
-func (f *Fallback) substitute(ctx context.Context, t *trip, req *http.Request, why string, resp *http.Response, err error) (*http.Response, error) {
-	failed := Event{Kind: EventFallbackFailed, Operation: t.call.Operation, Cause: why}
+// substitute asks a function of the user's; nil: there is none, or it failed.
+func (f *Fallback) substitute(
+	ctx context.Context, t *trip, req *http.Request, ask substituteFunc, why string, resp *http.Response, err error,
+) (*http.Response, error) {
+	if ask == nil {
+		return nil, nil //nolint:nilnil // no substitute, and nothing went wrong
+	}
 	cause := err
 	if resp != nil {
-		failed.StatusCode = resp.StatusCode
 		answered := t.fail("fallback", errUpstream)
 		answered.StatusCode = resp.StatusCode
 		cause = answered
 	}
-	if f.config.Func == nil {
-		f.events.emit(failed)
-		return resp, err
+	made, err := f.callFunc(ctx, t, req, ask, cause)
+	if err != nil {
+		f.funcFailed.Add(1)
+		return nil, err
 	}
-	made, ferr := f.callFunc(ctx, t, req, cause)
-	switch {
-	case ferr == nil:
-		discardAnswer(resp)
-		made.Header.Set(markHeader, madeByFunc+"; reason="+why)
-		f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: madeByFunc, Cause: why})
-		return made, nil
-	case err != nil:
-		err = errors.Join(err, ferr)
-	}
-	f.funcFailed.Add(1)
-	f.events.emit(failed)
-	return resp, err
+	discardAnswer(resp)
+	made.Header.Set(markHeader, madeByFunc+"; reason="+why)
+	f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: madeByFunc, Cause: why})
+	return made, nil
 }
 
 // errUpstream is what Func is told about an answer of 500 and more.
 var errUpstream = errors.New("upstream failed")
 
-// callFunc runs the user's Func on a copy of the request, and takes what it returns into memory, in a copy.
-func (f *Fallback) callFunc(ctx context.Context, t *trip, req *http.Request, cause error) (resp *http.Response, err error) {
+// callFunc runs a user's function on a copy of the request, and takes what it returns into memory, in a copy.
+func (f *Fallback) callFunc(ctx context.Context, t *trip, req *http.Request, ask substituteFunc, cause error) (resp *http.Response, err error) {
 	f.funcCalls.Add(1)
 	defer func() {
 		if v := recover(); v != nil {
@@ -273,7 +268,7 @@ func (f *Fallback) callFunc(ctx context.Context, t *trip, req *http.Request, cau
 	if data, whole := t.payload.Bytes(); whole && len(data) > 0 {
 		in.Body, in.ContentLength = body.NewHeld(data), int64(len(data))
 	}
-	out, err := f.config.Func(in, cause)
+	out, err := ask(in, cause)
 	switch {
 	case err != nil:
 		discardAnswer(out)

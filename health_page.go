@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	_ "embed" // the status page
 	"encoding/base64"
@@ -19,11 +20,14 @@ import (
 // degraded or unknown and 503 when unhealthy. The draft has no word for unknown: the whole is then "warn", so that nothing
 // unseen passes, and a single check has no "status"; the key "health" always holds the plain word. Cache-Control says how
 // long the probe's answer still counts. A request that HealthConfig.ShowDetails turns down gets the one word alone.
+//
+// Once something is known of the other side, the answer waits at most half a second for the probe, however long that hangs:
+// then what is known is shown, with its age. Only the first reads of all may wait for ProbeTimeout.
 func (h *Health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !readsOnly(w, r) {
 		return
 	}
-	report := h.Check(r.Context())
+	report := h.checkFor(r)
 	doc := healthDoc{Status: draftWord(report.Status), Health: report.Status.String()}
 	if h.mayShow(r) {
 		doc = newHealthDoc(report)
@@ -55,11 +59,26 @@ func (h *Health) Live() http.Handler {
 func (h *Health) Ready() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if readsOnly(w, r) {
-			status := h.Check(r.Context()).Status
+			status := h.checkFor(r).Status
 			w.Header().Set("Cache-Control", "no-store")
 			answerHealth(w, r, status, healthDoc{Status: draftWord(status), Health: status.String()})
 		}
 	})
+}
+
+// handlerPatience is how long a request waits for a probe once something is known. An orchestrator gives up after a second
+// as a rule, and takes that for a failure, which a probe that hangs once need not be.
+const handlerPatience = 500 * time.Millisecond
+
+// checkFor is Check for a request.
+func (h *Health) checkFor(r *http.Request) Report {
+	ctx := r.Context()
+	if h != nil && h.probe.settled() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, handlerPatience)
+		defer cancel()
+	}
+	return h.Check(ctx)
 }
 
 func readsOnly(w http.ResponseWriter, r *http.Request) bool {

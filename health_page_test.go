@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +62,61 @@ func TestH12_LivenessIgnoresTheOtherSide(t *testing.T) {
 	for _, handler := range []http.Handler{none, none.Live(), none.Ready()} {
 		require.Equal(t, 200, ask(handler, "GET", "").Code)
 	}
+}
+
+// An orchestrator that gives a probe one second is answered in half of that, whatever the other side does.
+func TestH09_NoRequestWaitsLongForAProbeThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var probes atomic.Int32
+		var hangs atomic.Bool
+		h := healthOf(t, HealthConfig{Probe: func(ctx context.Context) error {
+			probes.Add(1)
+			if !hangs.Load() {
+				time.Sleep(100 * time.Millisecond)
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		watchOne(h, CheckResult{Name: "circuit", Status: Healthy})
+		began := time.Now()
+		read := func(at time.Duration) (code int, state string, took time.Duration) {
+			time.Sleep(time.Until(began.Add(at)))
+			asked := time.Now()
+			code = ask(h.Ready(), "GET", "").Code
+			took = time.Since(asked)
+			var doc struct {
+				Checks map[string][]struct{ State string }
+			}
+			require.NoError(t, json.Unmarshal(ask(h, "GET", "").Body.Bytes(), &doc))
+			return code, doc.Checks["api:responseTime"][0].State, took
+		}
+		for _, c := range []struct {
+			at    time.Duration
+			hangs bool
+			code  int
+			state string
+			took  time.Duration
+		}{
+			{0, false, 200, "ok", 100 * time.Millisecond},
+			{15 * time.Second, true, 200, "stale", handlerPatience}, // what was good is not shown as good any more
+			{20 * time.Second, true, 503, "timeout", 0},
+			{30 * time.Second, true, 503, "timeout", handlerPatience}, // what was bad stands
+			{45 * time.Second, false, 200, "ok", 100 * time.Millisecond},
+		} {
+			hangs.Store(c.hangs)
+			code, state, took := read(c.at)
+			require.Equal(t, c.code, code, c.at)
+			require.Equal(t, c.state, state, c.at)
+			require.Equal(t, c.took, took, c.at)
+		}
+		require.EqualValues(t, 4, probes.Load())
+		hangs.Store(true)
+		fresh := healthOf(t, HealthConfig{Probe: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }})
+		asked := time.Now()
+		require.Equal(t, 503, ask(fresh.Ready(), "GET", "").Code, "where nothing is known, who asks waits to be told")
+		require.Equal(t, 2*time.Second, time.Since(asked))
+	})
 }
 
 func TestHealthMethods(t *testing.T) {

@@ -70,6 +70,13 @@ func (p *healthProbe) current() *probeRun {
 	return p.run
 }
 
+// settled reports whether the outcome of any run is known.
+func (p *healthProbe) settled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.previous != nil || p.run != nil && (p.run.returned() || time.Since(p.run.started) >= p.timeout)
+}
+
 // execute runs the user's code on a goroutine of its own, where a panic or Goexit takes nobody with it.
 func (r *probeRun) execute(p *healthProbe) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)

@@ -265,7 +265,28 @@ func TestAnAnswerFromTheCacheSaysSo(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, voices.FromFallback)
 	require.Equal(t, resilience.Fresh, voices.Staleness)
+	require.Equal(t, "transport", voices.FallbackReason)
 	require.Equal(t, "voice_1", voices.Items[0].VoiceID)
+}
+
+func TestAnAnswerOfTheCallersOwn(t *testing.T) {
+	c := newClient(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, errors.New("down") }))
+	get := func(f func(context.Context, error) (*Agent, error)) (*Agent, error) {
+		return c.Agents.Get(t.Context(), "agent_1", AgentVersion{}, Budget(50*time.Millisecond), Fallback(f))
+	}
+	agent, err := get(func(_ context.Context, err error) (*Agent, error) {
+		require.Error(t, err)
+		return &Agent{AgentID: "agent_1", VoiceID: "from a file", FallbackVoiceIDs: []string{"a"}}, nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, "from a file", agent.VoiceID)
+	require.Equal(t, []string{"a"}, agent.FallbackVoiceIDs)
+	require.True(t, agent.FromFallback)
+	require.Equal(t, "transport", agent.FallbackReason)
+	require.Zero(t, agent.Age)
+	require.Equal(t, resilience.StalenessUnset, agent.Staleness)
+	_, err = get(func(context.Context, error) (*Agent, error) { return nil, nil }) //nolint:nilnil // a faulty one
+	require.ErrorContains(t, err, "neither an answer nor an error")
 }
 
 func TestBodyThatIsNotJSON(t *testing.T) {

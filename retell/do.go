@@ -35,6 +35,24 @@ func Budget(d time.Duration) CallOption {
 	return func(ctx context.Context) context.Context { return resilience.WithBudget(ctx, d) }
 }
 
+// Fallback answers a read when Retell does not, in place of the last good answer: for a caller who has a better one. T is
+// what the method returns. See resilience.WithFallback; an answer that is nil is no answer.
+//
+//	agent, err := client.Agents.Get(ctx, id, retell.Fallback(func(context.Context, error) (*retell.Agent, error) {
+//		return agentFromFile(id)
+//	}))
+func Fallback[T any](f func(context.Context, error) (*T, error)) CallOption {
+	return func(ctx context.Context) context.Context {
+		return resilience.WithFallback(ctx, func(ctx context.Context, err error) (*T, error) {
+			v, err := f(ctx, err)
+			if err == nil && v == nil {
+				err = errors.New("retell: the fallback returned neither an answer nor an error")
+			}
+			return v, err
+		})
+	}
+}
+
 // Expiry says until when a late success still helps: a call that failed and waits in the dead-letter queue is not made
 // after t.
 func Expiry(t time.Time) CallOption {

@@ -6,5 +6,6 @@ import "github.com/retell-resilience/resilience"
 func (a *answer) fill(m *Meta) {
 	m.StatusCode, m.Raw = a.resp.StatusCode, a.body
 	m.Age, m.Staleness, m.FromFallback = resilience.Served(a.resp)
+	m.FallbackReason = resilience.ServedReason(a.resp)
 	m.Replayed = resilience.Replayed(a.resp)
 }

@@ -20,11 +20,13 @@ type Meta struct {
 	// Raw is the JSON that this value was decoded from. A field of the API that does not fit its type here is left zero
 	// rather than failing the whole answer; it stands in Raw all the same.
 	Raw json.RawMessage
-	// FromFallback: Retell was not asked, or could not be, and this is the last good answer. Age is how old it is, and
-	// Staleness how far that is from fresh.
-	FromFallback bool
-	Age          time.Duration
-	Staleness    resilience.Staleness
+	// FromFallback: Retell was not asked, or could not be, and this is the last good answer. Age is how old it is,
+	// Staleness how far that is from fresh, and FallbackReason why it was served, see resilience.ServedReason. An answer of
+	// [Fallback] or FallbackConfig.Func has no age.
+	FromFallback   bool
+	Age            time.Duration
+	Staleness      resilience.Staleness
+	FallbackReason string
 	// Replayed: this is the answer to an earlier request with the same idempotency key.
 	Replayed bool
 }

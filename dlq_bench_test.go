@@ -75,3 +75,21 @@ func dlqOf(b *testing.B, n int) *DLQ {
 	}
 	return d
 }
+
+// A page costs the same wherever it begins, and however many letters there are.
+func BenchmarkDLQList(b *testing.B) {
+	for _, n := range []int{1_000, 1_000_000} {
+		d := dlqOf(b, n)
+		all := d.view()
+		for _, at := range []int{0, n / 2, n - 101} {
+			f := LetterFilter{Limit: 100, After: all[at].letter.cursor()}
+			b.Run(fmt.Sprintf("letters=%d/at=%d", n, at), func(b *testing.B) {
+				for b.Loop() {
+					if len(d.List(f)) != 100 {
+						b.Fatal("that is no page")
+					}
+				}
+			})
+		}
+	}
+}

@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"net/http"
 	"net/url"
@@ -122,7 +123,25 @@ type LetterFilter struct {
 	State     LetterState
 	Operation string
 	Resource  string
-	Limit     int // at most this many, the oldest; 0: no limit
+	Limit     int          // at most this many, the first in the order of List; 0 or negative: no limit
+	After     LetterCursor // only those behind this place; zero: from the beginning
+}
+
+// LetterCursor is a place in the order of [DLQ.List]: that of a letter, which need not be there. [Letter.Cursor] makes one.
+// It is comparable, and as JSON it comes back the same, unless its ID is not UTF-8.
+type LetterCursor struct {
+	First time.Time `json:"first,omitzero"`
+	ID    string    `json:"id,omitempty"`
+}
+
+// Cursor is the letter's place in the order of [DLQ.List], which goes on behind it when it is given as LetterFilter.After.
+func (l Letter) Cursor() LetterCursor { return l.cursor() }
+
+func (l *Letter) cursor() LetterCursor { return LetterCursor{l.First.Round(0).UTC(), l.ID} }
+
+// compare goes by the wall clock, which is all that a cursor has.
+func (c LetterCursor) compare(other LetterCursor) int {
+	return cmp.Or(c.First.Round(0).Compare(other.First.Round(0)), cmp.Compare(c.ID, other.ID))
 }
 
 func (f LetterFilter) matches(l *Letter) bool {

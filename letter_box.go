@@ -1,10 +1,11 @@
 package resilience
 
 import (
-	"slices"
+	"cmp"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/heapq"
+	"github.com/retell-resilience/resilience/internal/ordered"
 )
 
 // letterBox keeps letters in memory and finds them by id, key, resource, due time and age, each in O(log n). Every change
@@ -26,6 +27,9 @@ type letterBox struct {
 	expiring *heapq.Queue[*letterSlot] // by Expires: waiting and ready ones
 	active   *heapq.Queue[*letterSlot] // oldest first: not parked, not superseded
 	loose    *heapq.Queue[*letterSlot] // oldest first: what may be dropped to make room
+
+	list  *ordered.List[listed] // in the order of cursors
+	began time.Time             // when the box was made
 
 	bytes, looseBytes int64
 	states            [letterStates]int
@@ -55,6 +59,8 @@ func newLetterBox() *letterBox {
 	due := func(a, b *letterSlot) bool { return earlier(a.letter.Next, b.letter.Next, a, b) }
 	end := func(a, b *letterSlot) bool { return earlier(a.letter.Expires, b.letter.Expires, a, b) }
 	return &letterBox{
+		list:       ordered.New(listed.compare),
+		began:      time.Now(),
 		byID:       map[string]*letterSlot{},
 		byKey:      map[string]*letterSlot{},
 		byResource: map[string]*heapq.Queue[*letterSlot]{},
@@ -120,6 +126,7 @@ func (b *letterBox) land(s *letterSlot) {
 	b.arrived(s)
 	b.bytes += s.size
 	b.states[s.letter.state()]++
+	b.list.Insert(b.listed(s))
 	b.place(s)
 }
 
@@ -136,7 +143,7 @@ func (b *letterBox) write(s *letterSlot, fresh bool) {
 	}
 }
 
-// change puts an edited copy in the place of the letter. edit must not touch what size counts, nor First.
+// change puts an edited copy in the place of the letter. edit must not touch what size counts, nor ID and First.
 func (b *letterBox) change(s *letterSlot, edit func(*Letter)) {
 	b.edit(s, edit)
 	b.write(s, false)
@@ -165,6 +172,7 @@ func (b *letterBox) remove(s *letterSlot) {
 	} else {
 		b.bytes -= s.size
 		b.states[s.letter.state()]--
+		b.list.Remove(b.listed(s))
 	}
 	if b.note != nil {
 		s.noted = b.note(s.letter.ID, nil, false)
@@ -300,13 +308,49 @@ func (b *letterBox) lease(s *letterSlot) uint64 {
 	return s.token
 }
 
-// snapshot returns all letters, in no order: sortLetters needs no lock.
+// listed is a letter in the order of cursors. Beside it stands what tells nearly any two apart without a look at them.
+type listed struct {
+	at   int64 // First by the wall clock, in nanoseconds since the box was made, as far as that can be said in 64 bits
+	slot *letterSlot
+}
+
+func (b *letterBox) listed(s *letterSlot) listed { return listed{b.wall(s.letter.First), s} }
+
+// wall leaves the monotonic clock out: a cursor from a file has none, and one order must hold for all.
+func (b *letterBox) wall(t time.Time) int64 { return int64(t.Round(0).Sub(b.began.Round(0))) }
+
+func (x listed) compare(y listed) int {
+	if c := cmp.Compare(x.at, y.at); c != 0 {
+		return c
+	}
+	return x.slot.letter.cursor().compare(y.slot.letter.cursor())
+}
+
+// page returns up to n letters that come after the cursor.
+func (b *letterBox) page(after LetterCursor, n int) []*Letter {
+	all, at := after == LetterCursor{}, b.wall(after.First)
+	past := func(x listed) bool {
+		switch {
+		case all:
+			return true
+		case x.at != at:
+			return x.at > at
+		}
+		return after.compare(x.slot.letter.cursor()) < 0
+	}
+	found := b.list.From(past, n)
+	page := make([]*Letter, 0, len(found))
+	for _, x := range found {
+		page = append(page, x.slot.letter)
+	}
+	return page
+}
+
+// snapshot returns all letters, in the order of cursors.
 func (b *letterBox) snapshot() []letterView {
 	all := make([]letterView, 0, b.len())
-	for _, s := range b.byID {
-		if s.arrival == nil {
-			all = append(all, letterView{s.letter, s.seq, s.token != 0 && s.flying})
-		}
+	for _, x := range b.list.From(func(listed) bool { return true }, b.len()) {
+		all = append(all, letterView{x.slot.letter, x.slot.token != 0 && x.slot.flying})
 	}
 	return all
 }
@@ -322,18 +366,5 @@ func (b *letterBox) ofID(id string) *letterSlot {
 // letterView is a letter as it was at one moment.
 type letterView struct {
 	letter *Letter
-	seq    uint64
 	flying bool
-}
-
-func sortLetters(all []letterView) {
-	slices.SortFunc(all, func(x, y letterView) int {
-		if c := x.letter.First.Compare(y.letter.First); c != 0 {
-			return c
-		}
-		if x.seq < y.seq {
-			return -1
-		}
-		return 1
-	})
 }

@@ -198,6 +198,7 @@ func NewDLQ(cfg DLQConfig) (*DLQ, error) {
 		handlers: map[string]func(context.Context, Letter) error{},
 		running:  map[uint64]context.CancelCauseFunc{},
 	}
+	d.box.drops = d.cfg.Overflow == OverflowDropOldest
 	if d.cfg.Store == nil {
 		return d, nil
 	}

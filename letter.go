@@ -245,8 +245,6 @@ func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
 	}
 }
 
-func (l *Letter) expired(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
-
 func (l *Letter) writable() bool {
 	ok := writable(l.First) && writable(l.Last) && writable(l.Next)
 	for _, a := range l.History {

@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"cmp"
+	"math"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/heapq"
@@ -15,6 +16,7 @@ import (
 // A letter in the box is never changed in place, a changed copy takes its place. So whoever read the pointer under the
 // lock may go on reading without it.
 type letterBox struct {
+	drops      bool                                          // the oldest may have to go: loose is kept
 	note       func(id string, l *Letter, fresh bool) uint64 // tells the journal; l nil: it is gone; nil: there is none
 	byID       map[string]*letterSlot
 	keyID      func(string) string                  // makes the id of a key; nil: the key itself
@@ -56,31 +58,41 @@ type letterSlot struct {
 }
 
 func newLetterBox() *letterBox {
-	due := func(a, b *letterSlot) bool { return earlier(a.letter.Next, b.letter.Next, a, b) }
-	end := func(a, b *letterSlot) bool { return earlier(a.letter.Expires, b.letter.Expires, a, b) }
-	return &letterBox{
+	b := &letterBox{
 		list:       ordered.New(listed.compare),
 		began:      time.Now(),
 		byID:       map[string]*letterSlot{},
 		byKey:      map[string]*letterSlot{},
 		byResource: map[string]*heapq.Queue[*letterSlot]{},
-		waiting:    heapq.New(due, func(s *letterSlot) *int { return &s.atWaiting }),
-		ready:      heapq.New(older, func(s *letterSlot) *int { return &s.atReady }),
-		expiring:   heapq.New(end, func(s *letterSlot) *int { return &s.atExpiring }),
-		active:     heapq.New(older, func(s *letterSlot) *int { return &s.atActive }),
-		loose:      heapq.New(older, func(s *letterSlot) *int { return &s.atLoose }),
 	}
+	due := func(s *letterSlot) int64 { return b.elapsed(s.letter.Next) }
+	end := func(s *letterSlot) int64 { return b.elapsed(s.letter.Expires) }
+	b.waiting = heapq.New(due, arrivedFirst, func(s *letterSlot) *int { return &s.atWaiting })
+	b.ready = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atReady })
+	b.expiring = heapq.New(end, arrivedFirst, func(s *letterSlot) *int { return &s.atExpiring })
+	b.active = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atActive })
+	b.loose = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atLoose })
+	return b
 }
 
-func older(a, b *letterSlot) bool { return earlier(a.letter.First, b.letter.First, a, b) }
+// elapsed says where a time lies for the clock of this process, which nobody can set; what is due, over or older is decided
+// by it alone. Times of files and stores have no such reading: theirs is fixed by what the wall clock said at the beginning.
+func (b *letterBox) elapsed(t time.Time) int64 { return max(int64(t.Sub(b.began)), longAgo) }
 
-// earlier compares two times of two letters; of equal ones the letter that came first is first.
-func earlier(x, y time.Time, a, b *letterSlot) bool {
-	if x.Equal(y) {
-		return a.seq < b.seq
-	}
-	return x.Before(y)
+const longAgo = math.MinInt64 / 2 // far from where a difference of two would overflow
+
+// until is how long it is from now to t; not positive: t has come.
+func (b *letterBox) until(t, now time.Time) time.Duration {
+	return time.Duration(b.elapsed(t) - b.elapsed(now))
 }
+
+func (b *letterBox) expired(l *Letter, now time.Time) bool {
+	return !l.Expires.IsZero() && b.until(l.Expires, now) <= 0
+}
+
+func (b *letterBox) age(s *letterSlot) int64 { return b.elapsed(s.letter.First) }
+
+func arrivedFirst(x, y *letterSlot) bool { return x.seq < y.seq }
 
 func (b *letterBox) len() int { return len(b.byID) - b.coming }
 
@@ -199,7 +211,7 @@ func (b *letterBox) place(s *letterSlot) {
 	keep(b.waiting, s, idle)
 	keep(b.expiring, s, idle && !l.Expires.IsZero())
 	keep(b.active, s, here && !l.Parked && !l.Superseded)
-	b.loosen(s, here && state != LetterLeased && !l.InDoubt)
+	b.loosen(s, b.drops && here && state != LetterLeased && !l.InDoubt)
 	switch {
 	case l.Superseded:
 		b.leaveResource(s)
@@ -230,7 +242,7 @@ func (b *letterBox) loosen(s *letterSlot, loose bool) {
 func (b *letterBox) joinResource(s *letterSlot) {
 	q := b.byResource[s.letter.Call.Resource]
 	if q == nil {
-		q = heapq.New(older, func(s *letterSlot) *int { return &s.atResource })
+		q = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atResource })
 		b.byResource[s.letter.Call.Resource] = q
 	}
 	q.Push(s)
@@ -261,7 +273,7 @@ func (b *letterBox) olderThan(resource string, t time.Time) *letterSlot {
 
 // overdue returns one waiting letter whose time is over.
 func (b *letterBox) overdue(now time.Time) *letterSlot {
-	if s, ok := b.expiring.Peek(); ok && s.letter.expired(now) {
+	if s, ok := b.expiring.Peek(); ok && b.expired(s.letter, now) {
 		return s
 	}
 	return nil
@@ -271,7 +283,7 @@ func (b *letterBox) overdue(now time.Time) *letterSlot {
 func (b *letterBox) oldestDue(now time.Time) *letterSlot {
 	for {
 		s, ok := b.waiting.Peek()
-		if !ok || s.letter.Next.After(now) {
+		if !ok || b.until(s.letter.Next, now) > 0 {
 			break
 		}
 		b.waiting.Remove(s)

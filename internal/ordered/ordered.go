@@ -10,8 +10,8 @@ import (
 const run = 256
 
 // List holds items in the order of compare, no two of which are equal under it. Finding a place takes O(log n); putting an
-// item there or taking one out shifts at most one run of items, and now and then the runs. Items that come at the end, as
-// those do that are ordered by time, shift nothing. It is not safe for concurrent use.
+// item there or taking one out shifts at most one run of items, and now and then the runs. Items that come at the end or
+// go from the beginning, as those of a queue do, shift nothing. It is not safe for concurrent use.
 type List[T any] struct {
 	compare func(a, b T) int
 	runs    [][]T // none is empty
@@ -69,9 +69,18 @@ func (l *List[T]) Remove(x T) bool {
 		return false
 	}
 	l.n--
-	l.runs[i] = slices.Delete(l.runs[i], at, at+1)
+	l.runs[i] = without(l.runs[i], at)
 	l.join(i)
 	return true
+}
+
+// without takes the item at a place out. The first one goes without shifting the others: in a queue it is the one that goes.
+func without[T any](r []T, at int) []T {
+	if at > 0 {
+		return slices.Delete(r, at, at+1)
+	}
+	clear(r[:1])
+	return r[1:]
 }
 
 // join keeps runs from getting ever shorter: two neighbours that fill at most half of one become one.

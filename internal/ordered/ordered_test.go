@@ -82,3 +82,19 @@ func TestRunsAreFull(t *testing.T) {
 	require.Equal(t, run, l.Len())
 	require.LessOrEqual(t, len(l.runs), 4)
 }
+
+// A queue that is as long as ever takes no more memory than ever.
+func TestAQueueDoesNotGrow(t *testing.T) {
+	l := New(cmp.Compare[int])
+	for i := range 1000 * run {
+		l.Insert(i)
+		if i >= 10*run {
+			require.True(t, l.Remove(i-10*run))
+		}
+	}
+	require.LessOrEqual(t, len(l.runs), 12)
+	require.LessOrEqual(t, cap(l.runs), 64)
+	for _, r := range l.runs {
+		require.LessOrEqual(t, cap(r), 2*run)
+	}
+}

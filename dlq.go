@@ -20,9 +20,13 @@ type DLQConfig struct {
 	// KeepUnnamed lets writes become letters whose key the library made, not the caller. Without it such a write belongs
 	// to the caller, who cannot find it again by a key.
 	KeepUnnamed bool
-	// MaxLetters bounds the letters, parked and superseded ones included. 0: 10,000; -1: unlimited.
+	// MaxLetters bounds the letters, parked and superseded ones included. So many phone calls take about 17 MB, and 24 MB
+	// when all of them have failed nine times or more. 0: 10,000; -1: unlimited.
 	MaxLetters int
-	// MaxBytes bounds their size in memory. Each counts 2 KiB besides its request. 0: 64 MiB; -1: unlimited.
+	// MaxBytes bounds their size in memory. Counted are the bytes of the request and the names, about 100 more for each
+	// header, and 2 KiB for the rest; that is not less than what a letter takes, and seldom twice as much: a phone call with
+	// a body of 280 bytes counts 2.75 KB, takes 1.7 KB, and 2.4 KB when it has failed nine times. A redrive copies its
+	// letter, which is not counted. 0: 64 MiB; -1: unlimited.
 	MaxBytes int64
 	// Base is the upper end of the first random delay. It doubles with each attempt. 0: 1 s.
 	Base time.Duration

@@ -158,3 +158,18 @@ func BenchmarkDLQList(b *testing.B) {
 		}
 	}
 }
+
+// What a letter takes, once it is alone with its first failure and once it has been redriven often, beside what is counted
+// against MaxBytes.
+func BenchmarkDLQMemory(b *testing.B) {
+	const n = 100_000
+	for _, failures := range []int{1, maxLetterHistory} {
+		b.Run(fmt.Sprintf("failures=%d", failures), func(b *testing.B) {
+			for b.Loop() {
+				took, counted := letterMemory(b, n, failures, 0)
+				b.ReportMetric(took, "B/letter")
+				b.ReportMetric(counted, "counted-B/letter")
+			}
+		})
+	}
+}

@@ -200,16 +200,19 @@ func (l *Letter) effect() Effect {
 	return l.Call.Effect
 }
 
-// letterOverhead is charged for what is not counted byte by byte: the struct, its history, its places in the indexes.
-const letterOverhead = 2 << 10
+// Charged for what is not counted byte by byte: the struct, its history, its places in the indexes; a place in a map.
+const (
+	letterOverhead = 2 << 10
+	headerOverhead = 96
+)
 
 func (l *Letter) size() int64 {
 	n := letterOverhead + len(l.ID) + len(l.Operation) + len(l.Key) + len(l.Method) + len(l.URL) + len(l.Host) + len(l.Body)
 	n += len(l.Call.Operation) + len(l.Call.Resource)
 	for name, values := range l.Header {
-		n += len(name)
+		n += len(name) + headerOverhead
 		for _, v := range values {
-			n += len(v)
+			n += len(v) + 16
 		}
 	}
 	return int64(n)

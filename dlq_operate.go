@@ -184,13 +184,18 @@ func (d *DLQ) settle(id string, v keyVerdict) {
 	case v == keyDone:
 		d.ack(s, "settled", 0)
 	case s.letter.InDoubt != (v == keyUnknown):
-		s.waits = 0
-		d.box.change(s, func(l *Letter) {
-			l.InDoubt = v == keyUnknown
-			l.Next = time.Now().Add(d.backoff(0))
-		})
-		d.wake()
+		d.doubt(s, v == keyUnknown)
 	}
+}
+
+// doubt says of a letter that it is in doubt, or is not any more, which is news; the lock is held.
+func (d *DLQ) doubt(s *letterSlot, doubt bool) {
+	s.waits = 0
+	d.box.change(s, func(l *Letter) {
+		l.InDoubt = doubt
+		l.Next = time.Now().Add(d.backoff(0))
+	})
+	d.wake()
 }
 
 // holds reports whether there is a letter for the key with this id; the record of the key must stay as long.

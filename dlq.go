@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -35,6 +38,9 @@ type DLQConfig struct {
 	// MaxAge ends redriving that long after the first try began, or after the last requeue: then the letter is parked and
 	// reported. See [WithExpiry] for one call. 0: 1 h; -1: never.
 	MaxAge time.Duration
+	// MaxAges is MaxAge for single operations, by name: nobody wants a phone call hours late, but an update of an agent is
+	// as good the next day. 0: MaxAge; -1: never. NewDLQ copies it.
+	MaxAges map[string]time.Duration
 	// Attempts is how many redrives may fail before the letter is parked. 0: 5; -1: unlimited.
 	Attempts int
 	// Overflow says what happens to a letter that does not fit. Zero: OverflowRejectNew.
@@ -102,6 +108,9 @@ func (c DLQConfig) validate() error {
 		f.add("Cap", "at least Base", c.Cap)
 	}
 	f.duration("MaxAge", c.MaxAge)
+	for _, operation := range slices.Sorted(maps.Keys(c.MaxAges)) {
+		f.duration("MaxAges["+strconv.Quote(operation)+"]", c.MaxAges[operation])
+	}
 	if c.Concurrency < 0 {
 		f.add("Concurrency", "positive or 0 for the default", c.Concurrency)
 	}
@@ -128,11 +137,15 @@ func (c DLQConfig) withDefaults() DLQConfig {
 	c.Base = or(c.Base, time.Second)
 	c.Cap = or(c.Cap, max(5*time.Minute, c.Base))
 	c.MaxAge = or(c.MaxAge, time.Hour)
+	c.MaxAges = maps.Clone(c.MaxAges)
 	c.Attempts = or(c.Attempts, 5)
 	c.Concurrency = or(c.Concurrency, 2)
 	c.Rate = or(c.Rate, 10)
 	return c
 }
+
+// maxAge is for how long letters of the operation are redriven; negative: for ever.
+func (c *DLQConfig) maxAge(operation string) time.Duration { return or(c.MaxAges[operation], c.MaxAge) }
 
 // A DLQ keeps writes that failed for good and redrives them, with their idempotency key, until they succeed, their time
 // is over, or they are given up. A write that became a letter belongs to the queue, and its caller is told so

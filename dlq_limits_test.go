@@ -332,6 +332,41 @@ func TestD13_TooOldIsParkedAndReported(t *testing.T) {
 	}
 }
 
+func TestD13_AnOperationMayHaveAMaxAgeOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ages := map[string]time.Duration{"update": 24 * time.Hour, "for-ever": -1, "default": 0}
+		d := mustDLQ(t, DLQConfig{MaxAges: ages, MaxAge: time.Minute})
+		ages["update"] = 1 // the queue has its own
+		w := &dlqWorld{answer: dlqStatus(503)}
+		rt := d.Wrap(w)
+		want := map[string]time.Duration{"update": 24 * time.Hour, "for-ever": 0, "default": time.Minute, "other": time.Minute}
+		for op := range want {
+			_, err := dlqCall(WithCall(t.Context(), Call{Operation: op}), rt, http.MethodPut, op)
+			require.ErrorIs(t, err, ErrParked)
+			require.NoError(t, d.Add(Letter{Operation: op, Key: "added-" + op}))
+		}
+		requireAges := func() {
+			t.Helper()
+			for _, l := range d.List(LetterFilter{}) {
+				require.Equal(t, want[l.Operation] == 0, l.Expires.IsZero(), l.Operation)
+				if !l.Expires.IsZero() {
+					require.Equal(t, want[l.Operation], time.Until(l.Expires), l.Operation)
+				}
+			}
+		}
+		require.Equal(t, 8, d.Len())
+		requireAges()
+		time.Sleep(30 * time.Second)
+		for _, l := range d.List(LetterFilter{}) {
+			require.NoError(t, d.Requeue(l.ID))
+		}
+		requireAges()
+	})
+	_, err := NewDLQ(DLQConfig{MaxAges: map[string]time.Duration{"op": -2, "fine": -1}})
+	require.ErrorContains(t, err, `DLQ.MaxAges["op"]:`)
+	require.NotContains(t, err.Error(), "fine")
+}
+
 func TestD13_AgeIsCheckedAgainAtTheMomentOfSending(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{Authorize: func(context.Context, Letter, *http.Request) error {

@@ -17,7 +17,7 @@ func (d *DLQ) Len() int {
 	return d.box.len()
 }
 
-// Get returns the letter with that id; ok is false when there is none.
+// Get returns the letter with that id as it is now, and moves nothing; ok is false when there is none.
 func (d *DLQ) Get(id string) (l Letter, ok bool) {
 	if d == nil {
 		return l, false

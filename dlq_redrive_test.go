@@ -155,12 +155,19 @@ func TestD03_ParkedAfterFiveAttemptsAndReportedOnce(t *testing.T) {
 }
 
 func TestD03_ParkedLettersAreDeletedById(t *testing.T) {
-	d, _, _ := dlqParked(t, DLQConfig{})
+	var reasons []string
+	d, _, _ := dlqParked(t, DLQConfig{OnEvent: func(e Event) {
+		if e.Kind == EventLetterDeleted {
+			reasons = append(reasons, e.Cause)
+		}
+	}})
 	require.ErrorIs(t, d.Delete("other", ""), ErrNoLetter)
 	require.ErrorIs(t, d.Requeue("other"), ErrNoLetter)
 	require.NoError(t, d.Delete(dlqOnly(t, d).ID, "not needed"))
 	require.Zero(t, d.Len())
 	require.False(t, d.holds("k"))
+	require.NoError(t, d.events.drain(t.Context()))
+	require.Equal(t, []string{"not needed"}, reasons)
 	dlqConserved(t, d)
 }
 

@@ -110,6 +110,31 @@ func TestD03_PagesOfAFewAmongMany(t *testing.T) {
 	require.Equal(t, d.List(LetterFilter{})[7:9], d.List(LetterFilter{After: d.List(LetterFilter{})[6].Cursor(), Limit: 2}))
 }
 
+// Looking moves nothing: neither the letter, nor its turn, nor its lease.
+func TestD03_FiltersAndPeeking(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	at := time.Now()
+	for i, l := range []Letter{
+		{Operation: "a"}, {Operation: "a", Call: Call{Resource: "r"}}, {Operation: "b", Call: Call{Resource: "r"}}, {Operation: "b", InDoubt: true},
+	} {
+		l.ID, l.First = fmt.Sprint(i), at.Add(time.Duration(i))
+		require.NoError(t, d.Add(l))
+	}
+	before := d.Stats()
+	for want, f := range map[string]LetterFilter{
+		"[0 1 2 3]": {}, "[0]": {Limit: 1}, "[0 1]": {Operation: "a"}, "[1 2]": {Resource: "r"}, "[2]": {Operation: "b", Resource: "r"},
+		"[3]": {State: LetterInDoubt}, "[0 1 2]": {State: LetterWaiting}, "[]": {State: LetterParked}, "[1]": {State: LetterWaiting, Resource: "r", Limit: 1},
+	} {
+		require.Equal(t, want, fmt.Sprint(idsOf(d.List(f))))
+	}
+	l, ok := d.Get("3")
+	require.True(t, ok)
+	require.Equal(t, LetterInDoubt, l.State())
+	after := d.Stats()
+	before.OldestAge, after.OldestAge = 0, 0
+	require.Equal(t, before, after)
+}
+
 // A cursor can be kept as JSON, and goes on over a restart, and where its letter has gone.
 func TestD03_ACursorOutlivesTheProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -2,6 +2,7 @@ package resilience_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -68,4 +69,26 @@ func ExampleDLQ_Export() {
 	// import: <nil>
 	// sending again: report:2026-11 {"month":11}
 	// redrive: done
+}
+
+// Every letter in pages of two. The cursor could as well be kept, as JSON, and used an hour or a restart later.
+func ExampleDLQ_List() {
+	queue, _ := resilience.NewDLQ(resilience.DLQConfig{})
+	begin := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	for i := range 5 {
+		_ = queue.Add(resilience.Letter{ID: fmt.Sprint("letter-", i), Operation: "send-report", First: begin.Add(time.Duration(i) * time.Second)})
+	}
+	filter := resilience.LetterFilter{State: resilience.LetterWaiting, Limit: 2}
+	for page := queue.List(filter); len(page) > 0; page = queue.List(filter) {
+		for _, letter := range page {
+			fmt.Print(letter.ID, " ")
+		}
+		filter.After = page[len(page)-1].Cursor()
+		cursor, _ := json.Marshal(filter.After)
+		fmt.Println(string(cursor))
+	}
+	// Output:
+	// letter-0 letter-1 {"first":"2026-11-24T12:00:01Z","id":"letter-1"}
+	// letter-2 letter-3 {"first":"2026-11-24T12:00:03Z","id":"letter-3"}
+	// letter-4 {"first":"2026-11-24T12:00:04Z","id":"letter-4"}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -73,6 +74,44 @@ func TestD10_BytesAreBoundedToo(t *testing.T) {
 	}
 	require.Equal(t, 4, d.Len())
 	require.ErrorIs(t, d.Add(Letter{Operation: "x", Body: make([]byte, 11<<10)}), ErrLettersFull)
+}
+
+// letterMemory is what each of n phone calls takes as a letter, and what is counted for it.
+func letterMemory(t testing.TB, n, failures, headers int) (took, counted float64) {
+	t.Helper()
+	d := mustDLQ(t, DLQConfig{MaxLetters: -1, MaxBytes: -1})
+	before := heapInUse()
+	for i := range n {
+		l := callLetter(i)
+		for h := range headers {
+			l.Header[fmt.Sprint("X-Header-", h)] = []string{fmt.Sprint("value ", i), "another"}
+		}
+		for range failures {
+			l.note(LetterAttempt{Time: l.First, Cause: "status", Detail: fmt.Sprintf("status %d", 503), StatusCode: 503})
+		}
+		require.NoError(t, d.Add(l))
+	}
+	took = float64(heapInUse()-before) / float64(n)
+	return took, float64(d.Stats().Bytes) / float64(n)
+}
+
+func heapInUse() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc) //nolint:gosec // no heap is that large
+}
+
+// MaxBytes is a promise about memory: what is counted is not less than what is taken.
+func TestD10_WhatIsCountedIsWhatItTakes(t *testing.T) {
+	for _, failures := range []int{1, maxLetterHistory} {
+		for _, headers := range []int{0, 10, 30} {
+			took, counted := letterMemory(t, 5_000, failures, headers)
+			t.Logf("%d failures, %d more headers: %.0f bytes, %.0f counted", failures, headers, took, counted)
+			require.Less(t, took, counted)
+			require.Greater(t, took, counted/2)
+		}
+	}
 }
 
 func TestD10_DropOldestNeverDropsWhatIsInDoubt(t *testing.T) {
@@ -291,6 +330,41 @@ func TestD13_TooOldIsParkedAndReported(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestD13_AnOperationMayHaveAMaxAgeOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ages := map[string]time.Duration{"update": 24 * time.Hour, "for-ever": -1, "default": 0}
+		d := mustDLQ(t, DLQConfig{MaxAges: ages, MaxAge: time.Minute})
+		ages["update"] = 1 // the queue has its own
+		w := &dlqWorld{answer: dlqStatus(503)}
+		rt := d.Wrap(w)
+		want := map[string]time.Duration{"update": 24 * time.Hour, "for-ever": 0, "default": time.Minute, "other": time.Minute}
+		for op := range want {
+			_, err := dlqCall(WithCall(t.Context(), Call{Operation: op}), rt, http.MethodPut, op)
+			require.ErrorIs(t, err, ErrParked)
+			require.NoError(t, d.Add(Letter{Operation: op, Key: "added-" + op}))
+		}
+		requireAges := func() {
+			t.Helper()
+			for _, l := range d.List(LetterFilter{}) {
+				require.Equal(t, want[l.Operation] == 0, l.Expires.IsZero(), l.Operation)
+				if !l.Expires.IsZero() {
+					require.Equal(t, want[l.Operation], time.Until(l.Expires), l.Operation)
+				}
+			}
+		}
+		require.Equal(t, 8, d.Len())
+		requireAges()
+		time.Sleep(30 * time.Second)
+		for _, l := range d.List(LetterFilter{}) {
+			require.NoError(t, d.Requeue(l.ID))
+		}
+		requireAges()
+	})
+	_, err := NewDLQ(DLQConfig{MaxAges: map[string]time.Duration{"op": -2, "fine": -1}})
+	require.ErrorContains(t, err, `DLQ.MaxAges["op"]:`)
+	require.NotContains(t, err.Error(), "fine")
 }
 
 func TestD13_AgeIsCheckedAgainAtTheMomentOfSending(t *testing.T) {

@@ -17,7 +17,7 @@ func (d *DLQ) Len() int {
 	return d.box.len()
 }
 
-// Get returns the letter with that id; ok is false when there is none.
+// Get returns the letter with that id as it is now, and moves nothing; ok is false when there is none.
 func (d *DLQ) Get(id string) (l Letter, ok bool) {
 	if d == nil {
 		return l, false
@@ -33,30 +33,61 @@ func (d *DLQ) Get(id string) (l Letter, ok bool) {
 	return found.clone(), true
 }
 
-// List returns the letters that f chooses, the oldest first.
+// List returns the letters that f chooses, the oldest first: by First as the wall clock showed it, and by ID where that is
+// equal. No letter's place in this order ever changes. It is meant to be read in pages:
+//
+//	f := LetterFilter{State: LetterParked, Limit: 100}
+//	for page := d.List(f); len(page) > 0; page = d.List(f) {
+//		…
+//		f.After = page[len(page)-1].Cursor()
+//	}
+//
+// Whatever happens between two pages, a letter is in at most one of them, and in one if f chooses it all the time from
+// the first page to the last. One that comes, goes, or changes its state meanwhile may be in one or not: a new letter is,
+// where its First lies behind the cursor, as that of a call does that began after all those listed. The letter that a cursor came
+// from need not be there any more. Cursors outlive the process as letters do: by DLQConfig.Store, or by Export and Import.
+//
+// A page costs O(log n) for n letters, and a copy of each letter in it; letters that f passes over cost a look each. No
+// call waits for more than a small part of that, so letters of one page may have been looked at one after the other.
 func (d *DLQ) List(f LetterFilter) []Letter {
-	var list []Letter
-	for _, v := range d.view() {
-		if f.Limit > 0 && len(list) == f.Limit {
-			break
-		}
-		if f.matches(v.letter) {
-			list = append(list, v.letter.clone())
-		}
+	if d == nil {
+		return nil
 	}
-	return list
+	var list []Letter
+	for after := f.After; ; {
+		some := d.page(after)
+		for _, l := range some {
+			if !f.matches(l) {
+				continue
+			}
+			if list = append(list, l.clone()); len(list) == f.Limit {
+				return list
+			}
+		}
+		if len(some) < listStep {
+			return list
+		}
+		after = some[listStep-1].cursor()
+	}
 }
 
-// view is all letters at one moment, the oldest first.
+// listStep is how many letters are looked at under the lock at a time.
+const listStep = 256
+
+func (d *DLQ) page(after LetterCursor) []*Letter {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.box.page(after, listStep)
+}
+
+// view is all letters at one moment, in the order of List.
 func (d *DLQ) view() []letterView {
 	if d == nil {
 		return nil
 	}
 	d.mu.Lock()
-	all := d.box.snapshot()
-	d.mu.Unlock()
-	sortLetters(all)
-	return all
+	defer d.mu.Unlock()
+	return d.box.snapshot()
 }
 
 // Requeue makes a letter due now, with no attempts spent, whatever it was parked for; MaxAge begins anew, [WithExpiry]
@@ -153,13 +184,18 @@ func (d *DLQ) settle(id string, v keyVerdict) {
 	case v == keyDone:
 		d.ack(s, "settled", 0)
 	case s.letter.InDoubt != (v == keyUnknown):
-		s.waits = 0
-		d.box.change(s, func(l *Letter) {
-			l.InDoubt = v == keyUnknown
-			l.Next = time.Now().Add(d.backoff(0))
-		})
-		d.wake()
+		d.doubt(s, v == keyUnknown)
 	}
+}
+
+// doubt says of a letter that it is in doubt, or is not any more, which is news; the lock is held.
+func (d *DLQ) doubt(s *letterSlot, doubt bool) {
+	s.waits = 0
+	d.box.change(s, func(l *Letter) {
+		l.InDoubt = doubt
+		l.Next = time.Now().Add(d.backoff(0))
+	})
+	d.wake()
 }
 
 // holds reports whether there is a letter for the key with this id; the record of the key must stay as long.

@@ -53,7 +53,7 @@ func (d *DLQ) admit(ctx context.Context, l Letter, road leg, wait bool) (*Letter
 	l.strip()
 	l.ID = or(l.ID, newLetterID())
 	l.Leased = false
-	l.bound(l.First, d.cfg.MaxAge)
+	l.bound(l.First, d.cfg.maxAge(l.Operation))
 	p, err := d.admitNow(&l, road, wait)
 	if wait && errors.Is(err, errNoRoom) {
 		p, err = d.admitLater(ctx, &l, road)
@@ -300,7 +300,7 @@ func (d *DLQ) failAgain(l *Letter, a LetterAttempt, doubt, counts bool) {
 func (d *DLQ) revive(l *Letter, now time.Time) {
 	l.Attempts, l.Parked, l.ParkedReason, l.Superseded = 0, false, "", false
 	l.Next = now
-	l.bound(now, d.cfg.MaxAge)
+	l.bound(now, d.cfg.maxAge(l.Operation))
 }
 
 // merge gives a letter back whose lease a failed call held, and returns it; none when it is gone. A caller who took the

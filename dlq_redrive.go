@@ -272,7 +272,7 @@ func (d *DLQ) mayGo(ls *lease) error {
 		return &notTried{letterReturned, "settled", nil}
 	case ls.ctx.Err() != nil:
 		return &notTried{letterReturned, "canceled", context.Cause(ls.ctx)}
-	case l.InDoubt, l.Superseded, l.expired(time.Now()):
+	case l.InDoubt, l.Superseded, d.box.expired(l, time.Now()):
 		return &notTried{letterReturned, "expired", nil}
 	case l.Redacted:
 		return &notTried{letterPoison, "redacted", nil}

@@ -73,6 +73,33 @@ func TestD02_NothingIsTriedBeforeItsDueTime(t *testing.T) {
 	})
 }
 
+// Times that no duration reaches are times all the same.
+func TestD02_TimesFarAway(t *testing.T) {
+	past, future := time.Date(1, 1, 1, 0, 0, 0, 1, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		letter Letter
+		want   RedriveStatus
+		state  LetterState
+	}{
+		"due for long":        {Letter{First: past, Next: past}, RedriveDone, LetterAny},
+		"due in long":         {Letter{Next: future}, RedriveNotDue, LetterWaiting},
+		"over for long":       {Letter{Next: past, Expires: past}, RedriveEmpty, LetterParked},
+		"over in long":        {Letter{Next: past, Expires: future}, RedriveDone, LetterAny},
+		"first tried in long": {Letter{First: future, Next: past}, RedriveDone, LetterAny},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{MaxAge: -1})
+			d.Handle("op", func(context.Context, Letter) error { return nil })
+			c.letter.Operation = "op"
+			require.NoError(t, d.Add(c.letter))
+			require.Equal(t, c.want, d.Redrive(t.Context()).Status)
+			for _, l := range d.List(LetterFilter{}) {
+				require.Equal(t, c.state, l.State())
+			}
+		})
+	}
+}
+
 func TestD02_BackoffIsBounded(t *testing.T) {
 	d := mustDLQ(t, DLQConfig{})
 	for n := range 200 {
@@ -128,12 +155,19 @@ func TestD03_ParkedAfterFiveAttemptsAndReportedOnce(t *testing.T) {
 }
 
 func TestD03_ParkedLettersAreDeletedById(t *testing.T) {
-	d, _, _ := dlqParked(t, DLQConfig{})
+	var reasons []string
+	d, _, _ := dlqParked(t, DLQConfig{OnEvent: func(e Event) {
+		if e.Kind == EventLetterDeleted {
+			reasons = append(reasons, e.Cause)
+		}
+	}})
 	require.ErrorIs(t, d.Delete("other", ""), ErrNoLetter)
 	require.ErrorIs(t, d.Requeue("other"), ErrNoLetter)
 	require.NoError(t, d.Delete(dlqOnly(t, d).ID, "not needed"))
 	require.Zero(t, d.Len())
 	require.False(t, d.holds("k"))
+	require.NoError(t, d.events.drain(t.Context()))
+	require.Equal(t, []string{"not needed"}, reasons)
 	dlqConserved(t, d)
 }
 

@@ -63,7 +63,7 @@ func (d *DLQ) next(now time.Time) (s runStep) {
 	}
 	d.sweep(now)
 	if expiry := d.box.nextExpiry(); !expiry.IsZero() {
-		s.expiry = max(expiry.Sub(now), 1)
+		s.expiry = max(d.box.until(expiry, now), 1)
 	}
 	if d.journal != nil && !d.journal.retryAt.IsZero() {
 		s.rewrite = max(d.journal.retryAt.Sub(now), 1)
@@ -72,12 +72,8 @@ func (d *DLQ) next(now time.Time) (s runStep) {
 	if due.IsZero() || len(d.running) >= d.cfg.Concurrency {
 		return s // the next change comes first
 	}
-	if d.nextSend.After(due) {
-		due = d.nextSend
-	}
-	if s.ready = !due.After(now); !s.ready {
-		s.due = due.Sub(now)
-	}
+	s.due = max(d.box.until(due, now), d.nextSend.Sub(now), 0)
+	s.ready = s.due == 0
 	return s
 }
 

@@ -100,7 +100,10 @@ func simulateLetters(t *testing.T, rng *rand.Rand) {
 }
 
 // work and answer end in every way there is.
-func (s *letterSim) work(context.Context, Letter) error {
+func (s *letterSim) work(_ context.Context, l Letter) error {
+	if l.InDoubt || l.Parked || l.Superseded || !l.Leased {
+		s.t.Errorf("it must not be sent: %+v", l)
+	}
 	switch s.rng.IntN(7) {
 	case 0:
 		return ErrPoison

@@ -109,6 +109,7 @@ func (d *DLQ) load() error {
 	for _, l := range all.letters {
 		d.takeIn(l)
 	}
+	d.box.oldestDue(time.Now()) // sorts what is due, while nobody waits for that
 	return nil
 }
 

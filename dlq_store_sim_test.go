@@ -165,7 +165,11 @@ func (w *lettersWorld) step() {
 	case 6:
 		from := mustDLQ(w.t, DLQConfig{})
 		for i := range 3 {
-			require.NoError(w.t, from.Add(Letter{Operation: "op", Method: "PUT", URL: "http://h/", Key: fmt.Sprint(key, "-", i)}))
+			l := Letter{Operation: "op", Method: "PUT", URL: "http://h/", Key: fmt.Sprint(key, "-", i)}
+			if i == 0 { // one that may be here already, and that something is known about
+				l.Key, l.InDoubt = key, true
+			}
+			require.NoError(w.t, from.Add(l))
 		}
 		file := dlqExport(w.t, from)
 		w.calls.Go(func() {

@@ -585,6 +585,48 @@ func TestDLQStore_ImportIsAllOrNothing(t *testing.T) {
 	})
 }
 
+// The doubt that an import brings is in the store when Import returns: the file may be gone then, and the process too.
+func TestDLQStore_ImportedDoubtIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		p := s.open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k"}))
+		slow := func(_ context.Context, _, _ string, effect func()) error {
+			time.Sleep(time.Second)
+			effect()
+			return nil
+		}
+		p.set(slow)
+		require.NoError(t, d.Import(bytes.NewReader(inDoubtFile(t))))
+		require.True(t, s.get("here").InDoubt)
+		require.Equal(t, []string{"here", "new"}, s.ids())
+		p.kill()
+		again := mustDLQ(t, DLQConfig{Store: s.open()})
+		l, _ := again.Get("here")
+		require.Equal(t, LetterInDoubt, l.State())
+	})
+}
+
+// Where the store does not take the doubt, Import says so; here it counts all the same, and it is written later.
+func TestDLQStore_ImportedDoubtCountsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		p := s.open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k"}))
+		stop := dlqRun(t, d)
+		p.set(failing)
+		require.ErrorIs(t, d.Import(bytes.NewReader(inDoubtFile(t))), ErrLettersFull)
+		require.Equal(t, LetterInDoubt, dlqOnly(t, d).State())
+		p.set(nil)
+		time.Sleep(time.Minute)
+		require.True(t, s.get("here").InDoubt)
+		stop()
+		dlqConserved(t, d)
+	})
+}
+
 // The news of a key may come while its letter is on its way into the store.
 func TestDLQStore_SettledWhileItArrives(t *testing.T) {
 	for _, verdict := range []keyVerdict{keyDone, keyUnknown, keyNotApplied} {

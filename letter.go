@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"net/http"
 	"net/url"
@@ -50,7 +51,7 @@ type Letter struct {
 	Redrives int
 	// First is when the first try began, Last when the last one ended, Next when the next is due.
 	First, Last, Next time.Time
-	// Expires is when redriving ends: MaxAge after First (or after the last requeue), or NotAfter if that is earlier.
+	// Expires is when redriving ends: MaxAge, or that of its operation, after First (or after the last requeue), or NotAfter if that is earlier.
 	// Zero: never. Add takes it as NotAfter where that is zero.
 	Expires time.Time
 	// NotAfter is what [WithExpiry] said; requeueing does not move it. Zero: nothing.
@@ -122,7 +123,25 @@ type LetterFilter struct {
 	State     LetterState
 	Operation string
 	Resource  string
-	Limit     int // at most this many, the oldest; 0: no limit
+	Limit     int          // at most this many, the first in the order of List; 0 or negative: no limit
+	After     LetterCursor // only those behind this place; zero: from the beginning
+}
+
+// LetterCursor is a place in the order of [DLQ.List]: that of a letter, which need not be there. [Letter.Cursor] makes one.
+// It is comparable, and as JSON it comes back the same, unless its ID is not UTF-8.
+type LetterCursor struct {
+	First time.Time `json:"first,omitzero"`
+	ID    string    `json:"id,omitempty"`
+}
+
+// Cursor is the letter's place in the order of [DLQ.List], which goes on behind it when it is given as LetterFilter.After.
+func (l Letter) Cursor() LetterCursor { return l.cursor() }
+
+func (l *Letter) cursor() LetterCursor { return LetterCursor{l.First.Round(0).UTC(), l.ID} }
+
+// compare goes by the wall clock, which is all that a cursor has.
+func (c LetterCursor) compare(other LetterCursor) int {
+	return cmp.Or(c.First.Round(0).Compare(other.First.Round(0)), cmp.Compare(c.ID, other.ID))
 }
 
 func (f LetterFilter) matches(l *Letter) bool {
@@ -181,16 +200,19 @@ func (l *Letter) effect() Effect {
 	return l.Call.Effect
 }
 
-// letterOverhead is charged for what is not counted byte by byte: the struct, its history, its places in the indexes.
-const letterOverhead = 2 << 10
+// Charged for what is not counted byte by byte: the struct, its history, its places in the indexes; a place in a map.
+const (
+	letterOverhead = 2 << 10
+	headerOverhead = 96
+)
 
 func (l *Letter) size() int64 {
 	n := letterOverhead + len(l.ID) + len(l.Operation) + len(l.Key) + len(l.Method) + len(l.URL) + len(l.Host) + len(l.Body)
 	n += len(l.Call.Operation) + len(l.Call.Resource)
 	for name, values := range l.Header {
-		n += len(name)
+		n += len(name) + headerOverhead
 		for _, v := range values {
-			n += len(v)
+			n += len(v) + 16
 		}
 	}
 	return int64(n)
@@ -225,8 +247,6 @@ func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
 		l.Expires = end
 	}
 }
-
-func (l *Letter) expired(now time.Time) bool { return !l.Expires.IsZero() && !now.Before(l.Expires) }
 
 func (l *Letter) writable() bool {
 	ok := writable(l.First) && writable(l.Last) && writable(l.Next)

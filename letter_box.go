@@ -1,10 +1,12 @@
 package resilience
 
 import (
-	"slices"
+	"cmp"
+	"math"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/heapq"
+	"github.com/retell-resilience/resilience/internal/ordered"
 )
 
 // letterBox keeps letters in memory and finds them by id, key, resource, due time and age, each in O(log n). Every change
@@ -14,6 +16,7 @@ import (
 // A letter in the box is never changed in place, a changed copy takes its place. So whoever read the pointer under the
 // lock may go on reading without it.
 type letterBox struct {
+	drops      bool                                          // the oldest may have to go: loose is kept
 	note       func(id string, l *Letter, fresh bool) uint64 // tells the journal; l nil: it is gone; nil: there is none
 	byID       map[string]*letterSlot
 	keyID      func(string) string                  // makes the id of a key; nil: the key itself
@@ -26,6 +29,9 @@ type letterBox struct {
 	expiring *heapq.Queue[*letterSlot] // by Expires: waiting and ready ones
 	active   *heapq.Queue[*letterSlot] // oldest first: not parked, not superseded
 	loose    *heapq.Queue[*letterSlot] // oldest first: what may be dropped to make room
+
+	list  *ordered.List[listed] // in the order of cursors
+	began time.Time             // when the box was made
 
 	bytes, looseBytes int64
 	states            [letterStates]int
@@ -52,29 +58,41 @@ type letterSlot struct {
 }
 
 func newLetterBox() *letterBox {
-	due := func(a, b *letterSlot) bool { return earlier(a.letter.Next, b.letter.Next, a, b) }
-	end := func(a, b *letterSlot) bool { return earlier(a.letter.Expires, b.letter.Expires, a, b) }
-	return &letterBox{
+	b := &letterBox{
+		list:       ordered.New(listed.compare),
+		began:      time.Now(),
 		byID:       map[string]*letterSlot{},
 		byKey:      map[string]*letterSlot{},
 		byResource: map[string]*heapq.Queue[*letterSlot]{},
-		waiting:    heapq.New(due, func(s *letterSlot) *int { return &s.atWaiting }),
-		ready:      heapq.New(older, func(s *letterSlot) *int { return &s.atReady }),
-		expiring:   heapq.New(end, func(s *letterSlot) *int { return &s.atExpiring }),
-		active:     heapq.New(older, func(s *letterSlot) *int { return &s.atActive }),
-		loose:      heapq.New(older, func(s *letterSlot) *int { return &s.atLoose }),
 	}
+	due := func(s *letterSlot) int64 { return b.elapsed(s.letter.Next) }
+	end := func(s *letterSlot) int64 { return b.elapsed(s.letter.Expires) }
+	b.waiting = heapq.New(due, arrivedFirst, func(s *letterSlot) *int { return &s.atWaiting })
+	b.ready = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atReady })
+	b.expiring = heapq.New(end, arrivedFirst, func(s *letterSlot) *int { return &s.atExpiring })
+	b.active = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atActive })
+	b.loose = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atLoose })
+	return b
 }
 
-func older(a, b *letterSlot) bool { return earlier(a.letter.First, b.letter.First, a, b) }
+// elapsed says where a time lies for the clock of this process, which nobody can set; what is due, over or older is decided
+// by it alone. Times of files and stores have no such reading: theirs is fixed by what the wall clock said at the beginning.
+func (b *letterBox) elapsed(t time.Time) int64 { return max(int64(t.Sub(b.began)), longAgo) }
 
-// earlier compares two times of two letters; of equal ones the letter that came first is first.
-func earlier(x, y time.Time, a, b *letterSlot) bool {
-	if x.Equal(y) {
-		return a.seq < b.seq
-	}
-	return x.Before(y)
+const longAgo = math.MinInt64 / 2 // far from where a difference of two would overflow
+
+// until is how long it is from now to t; not positive: t has come.
+func (b *letterBox) until(t, now time.Time) time.Duration {
+	return time.Duration(b.elapsed(t) - b.elapsed(now))
 }
+
+func (b *letterBox) expired(l *Letter, now time.Time) bool {
+	return !l.Expires.IsZero() && b.until(l.Expires, now) <= 0
+}
+
+func (b *letterBox) age(s *letterSlot) int64 { return b.elapsed(s.letter.First) }
+
+func arrivedFirst(x, y *letterSlot) bool { return x.seq < y.seq }
 
 func (b *letterBox) len() int { return len(b.byID) - b.coming }
 
@@ -120,6 +138,7 @@ func (b *letterBox) land(s *letterSlot) {
 	b.arrived(s)
 	b.bytes += s.size
 	b.states[s.letter.state()]++
+	b.list.Insert(b.listed(s))
 	b.place(s)
 }
 
@@ -136,7 +155,7 @@ func (b *letterBox) write(s *letterSlot, fresh bool) {
 	}
 }
 
-// change puts an edited copy in the place of the letter. edit must not touch what size counts, nor First.
+// change puts an edited copy in the place of the letter. edit must not touch what size counts, nor ID and First.
 func (b *letterBox) change(s *letterSlot, edit func(*Letter)) {
 	b.edit(s, edit)
 	b.write(s, false)
@@ -165,6 +184,7 @@ func (b *letterBox) remove(s *letterSlot) {
 	} else {
 		b.bytes -= s.size
 		b.states[s.letter.state()]--
+		b.list.Remove(b.listed(s))
 	}
 	if b.note != nil {
 		s.noted = b.note(s.letter.ID, nil, false)
@@ -191,7 +211,7 @@ func (b *letterBox) place(s *letterSlot) {
 	keep(b.waiting, s, idle)
 	keep(b.expiring, s, idle && !l.Expires.IsZero())
 	keep(b.active, s, here && !l.Parked && !l.Superseded)
-	b.loosen(s, here && state != LetterLeased && !l.InDoubt)
+	b.loosen(s, b.drops && here && state != LetterLeased && !l.InDoubt)
 	switch {
 	case l.Superseded:
 		b.leaveResource(s)
@@ -222,7 +242,7 @@ func (b *letterBox) loosen(s *letterSlot, loose bool) {
 func (b *letterBox) joinResource(s *letterSlot) {
 	q := b.byResource[s.letter.Call.Resource]
 	if q == nil {
-		q = heapq.New(older, func(s *letterSlot) *int { return &s.atResource })
+		q = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atResource })
 		b.byResource[s.letter.Call.Resource] = q
 	}
 	q.Push(s)
@@ -253,7 +273,7 @@ func (b *letterBox) olderThan(resource string, t time.Time) *letterSlot {
 
 // overdue returns one waiting letter whose time is over.
 func (b *letterBox) overdue(now time.Time) *letterSlot {
-	if s, ok := b.expiring.Peek(); ok && s.letter.expired(now) {
+	if s, ok := b.expiring.Peek(); ok && b.expired(s.letter, now) {
 		return s
 	}
 	return nil
@@ -263,7 +283,7 @@ func (b *letterBox) overdue(now time.Time) *letterSlot {
 func (b *letterBox) oldestDue(now time.Time) *letterSlot {
 	for {
 		s, ok := b.waiting.Peek()
-		if !ok || s.letter.Next.After(now) {
+		if !ok || b.until(s.letter.Next, now) > 0 {
 			break
 		}
 		b.waiting.Remove(s)
@@ -300,13 +320,49 @@ func (b *letterBox) lease(s *letterSlot) uint64 {
 	return s.token
 }
 
-// snapshot returns all letters, in no order: sortLetters needs no lock.
+// listed is a letter in the order of cursors. Beside it stands what tells nearly any two apart without a look at them.
+type listed struct {
+	at   int64 // First by the wall clock, in nanoseconds since the box was made, as far as that can be said in 64 bits
+	slot *letterSlot
+}
+
+func (b *letterBox) listed(s *letterSlot) listed { return listed{b.wall(s.letter.First), s} }
+
+// wall leaves the monotonic clock out: a cursor from a file has none, and one order must hold for all.
+func (b *letterBox) wall(t time.Time) int64 { return int64(t.Round(0).Sub(b.began.Round(0))) }
+
+func (x listed) compare(y listed) int {
+	if c := cmp.Compare(x.at, y.at); c != 0 {
+		return c
+	}
+	return x.slot.letter.cursor().compare(y.slot.letter.cursor())
+}
+
+// page returns up to n letters that come after the cursor.
+func (b *letterBox) page(after LetterCursor, n int) []*Letter {
+	all, at := after == LetterCursor{}, b.wall(after.First)
+	past := func(x listed) bool {
+		switch {
+		case all:
+			return true
+		case x.at != at:
+			return x.at > at
+		}
+		return after.compare(x.slot.letter.cursor()) < 0
+	}
+	found := b.list.From(past, n)
+	page := make([]*Letter, 0, len(found))
+	for _, x := range found {
+		page = append(page, x.slot.letter)
+	}
+	return page
+}
+
+// snapshot returns all letters, in the order of cursors.
 func (b *letterBox) snapshot() []letterView {
 	all := make([]letterView, 0, b.len())
-	for _, s := range b.byID {
-		if s.arrival == nil {
-			all = append(all, letterView{s.letter, s.seq, s.token != 0 && s.flying})
-		}
+	for _, x := range b.list.From(func(listed) bool { return true }, b.len()) {
+		all = append(all, letterView{x.slot.letter, x.slot.token != 0 && x.slot.flying})
 	}
 	return all
 }
@@ -322,18 +378,5 @@ func (b *letterBox) ofID(id string) *letterSlot {
 // letterView is a letter as it was at one moment.
 type letterView struct {
 	letter *Letter
-	seq    uint64
 	flying bool
-}
-
-func sortLetters(all []letterView) {
-	slices.SortFunc(all, func(x, y letterView) int {
-		if c := x.letter.First.Compare(y.letter.First); c != 0 {
-			return c
-		}
-		if x.seq < y.seq {
-			return -1
-		}
-		return 1
-	})
 }

@@ -111,8 +111,9 @@ func sameRequest(a, b *Letter) bool {
 }
 
 // Import adds the letters of an export, with their attempts and due times; due ones are redriven in the order of the
-// export. Letters that are here already, by id or by key, are left as they are. Everything is read and checked before
-// anything is changed: a file that is not whole, was altered, has another version, or holds more than fits
+// export. Letters that are here already, by id or by key, are left as they are, with one exception: where the one in the file
+// is in doubt, the one here with its key is in doubt from then on, even if the rest does not get into the store. For what is
+// known there about a key is true here: it may have taken effect. Everything is read and checked before anything is changed: a file that is not whole, was altered, has another version, or holds more than fits
 // ([ErrLettersFull], whatever the overflow policy) is refused as a whole; so is one that does not get into DLQConfig.Store
 // within a minute (ErrLettersFull joined to the reason). A sealed export needs DLQConfig.Open; one that is not is taken all
 // the same. Register functions with Handle before.
@@ -145,6 +146,7 @@ func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}
 		return nil, nil, ErrClosed
 	}
 	var fresh []*Letter
+	var doubted []*letterSlot
 	var size int64
 	for _, l := range letters {
 		byID, byKey := d.box.byID[l.ID], d.box.ofKey(l.Key)
@@ -153,13 +155,22 @@ func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}
 				return nil, s.arrival.over, nil
 			}
 		}
-		if byID == nil && byKey == nil {
+		switch {
+		case byID == nil && byKey == nil:
 			fresh = append(fresh, l)
 			size += l.size()
+		case byKey != nil && l.InDoubt && !byKey.letter.InDoubt:
+			doubted = append(doubted, byKey)
 		}
 	}
 	if len(fresh) > 0 && !d.fits(len(fresh), size) {
 		return nil, nil, fmt.Errorf("dlq: import of %d letters: %w", len(fresh), ErrLettersFull)
+	}
+	for _, s := range doubted { // at once: it must not be sent while the others arrive
+		d.counters.Merged++
+		d.doubt(s, true)
+		d.tell(EventLetterAdded, s.letter, "merged")
+		all = append(all, placed{s, s.letter, s.noted})
 	}
 	for _, l := range fresh {
 		s := d.box.expect(l, nil)
@@ -193,7 +204,7 @@ func (d *DLQ) landAll(all []placed) (err error) {
 	}
 	for _, p := range all {
 		switch {
-		case p.slot.arrival == nil: // it went its way already, with a call of the same key
+		case p.slot.arrival == nil: // it was here before, or went its way already, with a call of the same key
 		case err != nil:
 			d.withdraw(p.slot)
 		default:

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,6 +160,89 @@ func TestD16_ImportLeavesTheLetterOfAKeyAlone(t *testing.T) {
 	require.NoError(t, d.Import(bytes.NewReader(dlqExport(t, other))))
 	require.Equal(t, "here", dlqOnly(t, d).ID)
 	dlqConserved(t, d)
+}
+
+// inDoubtFile is an export with a letter in doubt for the key k, after one for another key.
+func inDoubtFile(t testing.TB) []byte {
+	t.Helper()
+	from := mustDLQ(t, DLQConfig{})
+	at := time.Now()
+	require.NoError(t, from.Add(Letter{ID: "new", Operation: "op", Key: "other", First: at}))
+	require.NoError(t, from.Add(Letter{ID: "there", Operation: "op", Key: "k", First: at.Add(1), InDoubt: true}))
+	return dlqExport(t, from)
+}
+
+// What another process saw of a key is true here: a letter that may have taken effect there is not sent here.
+func TestD16_ImportPassesDoubtOnToTheLetterOfTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := inDoubtFile(t)
+		var sent, known atomic.Int64
+		d := mustDLQ(t, DLQConfig{Rate: -1})
+		d.reconcile = func(context.Context, string) keyVerdict { return []keyVerdict{keyUnknown, keyNotApplied}[known.Load()] }
+		d.Handle("op", func(_ context.Context, l Letter) error {
+			if l.Key == "k" {
+				sent.Add(1)
+			}
+			return nil
+		})
+		stop := dlqRun(t, d)
+		defer stop()
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k", Next: time.Now().Add(time.Minute)}))
+		before, _ := d.Get("here")
+		require.NoError(t, d.Import(bytes.NewReader(file)))
+		l, _ := d.Get("here")
+		require.Equal(t, LetterInDoubt, l.State())
+		l.InDoubt, l.Next = false, before.Next
+		require.Equal(t, before, l, "the rest is as it was")
+		_, there := d.Get("there")
+		require.False(t, there)
+		require.EqualValues(t, 1, d.Stats().Merged)
+		require.NoError(t, d.Import(bytes.NewReader(file)))
+		require.EqualValues(t, 1, d.Stats().Merged, "it is no news any more")
+
+		require.NoError(t, d.Requeue("here"))
+		time.Sleep(30 * time.Minute)
+		require.Zero(t, sent.Load(), "nobody knows what became of it")
+		known.Store(1)
+		time.Sleep(10 * time.Minute)
+		require.EqualValues(t, 1, sent.Load())
+		dlqConserved(t, d)
+	})
+}
+
+// A letter may be parked, or on its way, when the news of its doubt comes.
+func TestD16_ImportedDoubtMeetsLettersInEveryState(t *testing.T) {
+	file := inDoubtFile(t)
+	t.Run("parked", func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		d.Handle("op", func(context.Context, Letter) error { return ErrPoison })
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k", Next: time.Now()}))
+		require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+		require.NoError(t, d.Import(bytes.NewReader(file)))
+		l, _ := d.Get("here")
+		require.True(t, l.Parked && l.InDoubt)
+		require.NoError(t, d.Requeue("here"))
+		require.Equal(t, RedriveInDoubt, d.Redrive(t.Context()).Status)
+	})
+	t.Run("leased", func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		d.Handle("op", func(context.Context, Letter) error {
+			require.NoError(t, d.Import(bytes.NewReader(file)))
+			return MarkNotSent(errors.New("down")) // this send has not happened, but another one may have
+		})
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k", Next: time.Now(), Call: Call{Effect: EffectOnce}}))
+		require.Equal(t, RedriveFailed, d.Redrive(t.Context()).Status)
+		l, _ := d.Get("here")
+		require.Equal(t, LetterInDoubt, l.State())
+	})
+	t.Run("refused as a whole", func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxLetters: 1})
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k"}))
+		before, _ := d.Get("here")
+		require.ErrorIs(t, d.Import(bytes.NewReader(file)), ErrLettersFull)
+		l, _ := d.Get("here")
+		require.Equal(t, before, l)
+	})
 }
 
 func TestD16_AFailingWriterIsReported(t *testing.T) {

@@ -1,18 +1,28 @@
 // Package heapq is a priority queue whose items know their place, so that one can be taken out of the middle in O(log n).
 package heapq
 
-// Queue holds items with the least first. It is not safe for concurrent use. An item can be in it once; items that are
-// equal under less come out in no promised order, so let less break ties.
+// fan is how many children a place has. With four, that lie together, a queue is half as deep as with two.
+const fan = 4
+
+// Queue holds items with the least first. It is not safe for concurrent use. An item can be in it once.
 type Queue[T any] struct {
-	items []T
-	less  func(a, b T) bool
+	items []entry[T]
+	rank  func(T) int64
+	first func(a, b T) bool
 	place func(T) *int
 }
 
-// New makes a queue. place points to where an item keeps its position in this queue: 0 while it is not in it. An item
-// that is in several queues needs one such field for each.
-func New[T any](less func(a, b T) bool, place func(T) *int) *Queue[T] {
-	return &Queue[T]{less: less, place: place}
+// entry keeps the rank beside the item: nearly every comparison is done without a look at the item, which may be far away.
+type entry[T any] struct {
+	rank int64
+	item T
+}
+
+// New makes a queue in the order of rank. Of two items of one rank, a is before b if first says so; it must not change
+// while they are in the queue, and rank only until the next Push. place points to where an item keeps its position in this
+// queue: 0 while it is not in it. An item that is in several queues needs one such field for each.
+func New[T any](rank func(T) int64, first func(a, b T) bool, place func(T) *int) *Queue[T] {
+	return &Queue[T]{rank: rank, first: first, place: place}
 }
 
 // Len is the number of items.
@@ -26,35 +36,33 @@ func (q *Queue[T]) Peek() (x T, ok bool) {
 	if len(q.items) == 0 {
 		return x, false
 	}
-	return q.items[0], true
+	return q.items[0].item, true
 }
 
 // Push adds x. An x that is in the queue already is moved to where it belongs now.
 func (q *Queue[T]) Push(x T) {
-	if q.Has(x) {
-		q.fix(*q.place(x) - 1)
-		return
+	e, i := entry[T]{q.rank(x), x}, *q.place(x)-1
+	switch {
+	case i < 0:
+		q.items = append(q.items, e)
+		q.settle(len(q.items)-1, e)
+	case q.items[i].rank != e.rank:
+		q.settle(i, e)
 	}
-	q.items = append(q.items, x)
-	q.set(len(q.items)-1, x)
-	q.up(len(q.items) - 1)
 }
 
 // Remove takes x out, wherever it is. It reports whether x was there. x may have changed since it was pushed.
 func (q *Queue[T]) Remove(x T) bool {
-	at := *q.place(x)
-	if at == 0 {
+	i, last := *q.place(x)-1, len(q.items)-1
+	if i < 0 {
 		return false
 	}
-	i, last := at-1, len(q.items)-1
 	moved := q.items[last]
-	var zero T
-	q.items[last] = zero
+	q.items[last] = entry[T]{}
 	q.items = q.items[:last]
 	*q.place(x) = 0
 	if i != last {
-		q.set(i, moved)
-		q.fix(i)
+		q.settle(i, moved)
 	}
 	q.shrink()
 	return true
@@ -71,51 +79,47 @@ func (q *Queue[T]) Pop() (x T, ok bool) {
 // shrink gives memory back after a burst.
 func (q *Queue[T]) shrink() {
 	if c := cap(q.items); c > 1024 && len(q.items) < c/4 {
-		q.items = append(make([]T, 0, c/2), q.items...)
+		q.items = append(make([]entry[T], 0, c/2), q.items...)
 	}
 }
 
-func (q *Queue[T]) set(i int, x T) {
-	q.items[i] = x
-	*q.place(x) = i + 1
-}
-
-func (q *Queue[T]) fix(i int) {
-	if !q.down(i) {
-		q.up(i)
-	}
-}
-
-func (q *Queue[T]) up(i int) {
+// settle puts e where it belongs, from the gap at i upwards or downwards.
+func (q *Queue[T]) settle(i int, e entry[T]) {
 	for i > 0 {
-		parent := (i - 1) / 2
-		if !q.less(q.items[i], q.items[parent]) {
-			return
+		parent := (i - 1) / fan
+		if !q.before(e, q.items[parent]) {
+			break
 		}
-		q.swap(i, parent)
+		q.set(i, q.items[parent])
 		i = parent
 	}
-}
-
-func (q *Queue[T]) down(i int) (moved bool) {
 	for {
-		least := 2*i + 1
-		if least >= len(q.items) {
-			return moved
+		child, ok := q.leastChild(i)
+		if !ok || !q.before(q.items[child], e) {
+			break
 		}
-		if right := least + 1; right < len(q.items) && q.less(q.items[right], q.items[least]) {
-			least = right
-		}
-		if !q.less(q.items[least], q.items[i]) {
-			return moved
-		}
-		q.swap(i, least)
-		i, moved = least, true
+		q.set(i, q.items[child])
+		i = child
 	}
+	q.set(i, e)
 }
 
-func (q *Queue[T]) swap(i, j int) {
-	a, b := q.items[i], q.items[j]
-	q.set(i, b)
-	q.set(j, a)
+func (q *Queue[T]) leastChild(i int) (least int, ok bool) {
+	least = fan*i + 1
+	end := min(least+fan, len(q.items))
+	for other := least + 1; other < end; other++ {
+		if q.before(q.items[other], q.items[least]) {
+			least = other
+		}
+	}
+	return least, least < end
+}
+
+func (q *Queue[T]) before(a, b entry[T]) bool {
+	return a.rank < b.rank || a.rank == b.rank && q.first(a.item, b.item)
+}
+
+func (q *Queue[T]) set(i int, e entry[T]) {
+	q.items[i] = e
+	*q.place(e.item) = i + 1
 }

@@ -8,10 +8,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-type item struct{ key, at int }
+type item struct {
+	key int64
+	seq int
+	at  int
+}
 
 func newQueue() *Queue[*item] {
-	return New(func(a, b *item) bool { return a.key < b.key }, func(x *item) *int { return &x.at })
+	return New(func(x *item) int64 { return x.key }, func(a, b *item) bool { return a.seq < b.seq }, func(x *item) *int { return &x.at })
 }
 
 func TestItemsComeOutInOrderWhateverHappensToThem(t *testing.T) {
@@ -19,19 +23,21 @@ func TestItemsComeOutInOrderWhateverHappensToThem(t *testing.T) {
 	for range 200 {
 		q := newQueue()
 		var in []*item
+		seq := 0
 		for range 200 {
 			switch n := rng.IntN(4); {
 			case n < 2 || len(in) == 0:
-				x := &item{key: rng.IntN(50)}
+				x := &item{key: rng.Int64N(50), seq: seq}
+				seq++
 				q.Push(x)
 				in = append(in, x)
 			case n == 2:
 				x := in[rng.IntN(len(in))]
-				x.key = rng.IntN(50)
+				x.key = rng.Int64N(50)
 				q.Push(x)
 			default:
 				i := rng.IntN(len(in))
-				in[i].key = rng.IntN(50) // it may have changed since
+				in[i].key = rng.Int64N(50) // it may have changed since
 				require.True(t, q.Remove(in[i]))
 				require.False(t, q.Remove(in[i]))
 				require.False(t, q.Has(in[i]))
@@ -39,12 +45,12 @@ func TestItemsComeOutInOrderWhateverHappensToThem(t *testing.T) {
 			}
 			require.Equal(t, len(in), q.Len())
 		}
-		last := -1
+		last := &item{key: -1}
 		for range in {
 			x, ok := q.Pop()
 			require.True(t, ok)
-			require.GreaterOrEqual(t, x.key, last)
-			last = x.key
+			require.True(t, last.key < x.key || last.key == x.key && last.seq < x.seq)
+			last = x
 		}
 		_, ok := q.Pop()
 		require.False(t, ok)
@@ -54,7 +60,7 @@ func TestItemsComeOutInOrderWhateverHappensToThem(t *testing.T) {
 func TestMemoryComesBackAfterABurst(t *testing.T) {
 	q := newQueue()
 	for i := range 100_000 {
-		q.Push(&item{key: i})
+		q.Push(&item{key: int64(i)})
 	}
 	for range 99_990 {
 		q.Pop()
@@ -62,5 +68,5 @@ func TestMemoryComesBackAfterABurst(t *testing.T) {
 	require.Less(t, cap(q.items), 2048)
 	require.Equal(t, 10, q.Len())
 	x, _ := q.Peek()
-	require.Equal(t, 99_990, x.key)
+	require.EqualValues(t, 99_990, x.key)
 }

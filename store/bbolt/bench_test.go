@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
@@ -124,5 +125,71 @@ func benchmarkOpen(b *testing.B, opts Options) {
 		s, err := Open(path, opts)
 		require.NoError(b, err)
 		require.NoError(b, s.Close())
+	}
+}
+
+// A queue of letters over a file: what a caller waits for until a letter is on the disk, and until its removal is.
+func benchmarkLetters(b *testing.B, callers int) {
+	b.Helper()
+	s := open(b, keysFile(b), Options{})
+	queue, err := resilience.NewDLQ(resilience.DLQConfig{Store: s.Letters()})
+	require.NoError(b, err)
+	var n atomic.Int64
+	inAndOut := func() error {
+		l := sampleLetter()
+		l.ID, l.Body = fmt.Sprint(n.Add(1)), make([]byte, 400)
+		l.Key = l.ID
+		return errors.Join(queue.Add(l), queue.Delete(l.ID, ""))
+	}
+	if callers == 1 {
+		for b.Loop() {
+			require.NoError(b, inAndOut())
+		}
+	} else {
+		b.SetParallelism(callers / 2) // for each of two cores
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if err := inAndOut(); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	st := s.Stats()
+	b.ReportMetric(float64(n.Load())/b.Elapsed().Seconds(), "letters/s")
+	b.ReportMetric(2*float64(n.Load())/float64(st.Commits), "writes/commit")
+}
+
+func BenchmarkLetters1(b *testing.B)  { benchmarkLetters(b, 1) }
+func BenchmarkLetters64(b *testing.B) { benchmarkLetters(b, 64) }
+
+// A process that starts over a file with many letters.
+func BenchmarkLoadLetters100k(b *testing.B) {
+	const n = 100_000
+	s := open(b, keysFile(b), Options{})
+	for at := 0; at < n; at += 5000 {
+		require.NoError(b, s.do(context.Background(), 0, func(bt *batch) error {
+			bucket, err := bt.tx.CreateBucketIfNotExists(bucketLetters)
+			if err != nil {
+				return err
+			}
+			bt.changed = true
+			for i := at; i < at+5000; i++ {
+				l := sampleLetter()
+				l.ID, l.Body = fmt.Sprintf("%012d", i), make([]byte, 400)
+				l.Key = l.ID
+				if err := bucket.Put([]byte(l.ID), encodeLetter(l)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	b.ResetTimer()
+	for b.Loop() {
+		queue, err := resilience.NewDLQ(resilience.DLQConfig{Store: s.Letters()})
+		require.NoError(b, err)
+		require.Equal(b, n, queue.Len())
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"reflect"
 	"sync"
@@ -174,4 +175,42 @@ func TestLetters_BadIDsAndClosed(t *testing.T) {
 	require.ErrorIs(t, l.Put(t.Context(), resilience.Letter{ID: "x"}), resilience.ErrClosed)
 	require.ErrorIs(t, l.Remove(t.Context(), "x"), resilience.ErrClosed)
 	require.ErrorIs(t, l.Load(t.Context(), func(resilience.Letter) error { return nil }), resilience.ErrClosed)
+}
+
+// The room of letters that have gone is used again: a file is as large as the most letters that were ever in it, however
+// many went through.
+func TestLetters_TheFileDoesNotGrow(t *testing.T) {
+	path := keysFile(t)
+	s := open(t, path, Options{})
+	l := s.Letters()
+	wave := func(n int) {
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				letter := sampleLetter()
+				letter.ID, letter.Body = fmt.Sprintf("wave-%d-%d", n, i), make([]byte, 10_000)
+				for range 3 { // as many changes as a redrive makes
+					if err := l.Put(t.Context(), letter); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := l.Remove(t.Context(), letter.ID); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	size := func() int64 {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		return info.Size()
+	}
+	wave(0)
+	wave(1)
+	before := size()
+	for n := range 10 {
+		wave(2 + n)
+	}
+	require.LessOrEqual(t, size(), 2*before, "ten times as many letters went through")
 }

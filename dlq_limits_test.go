@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -93,13 +92,6 @@ func letterMemory(t testing.TB, n, failures, headers int) (took, counted float64
 	}
 	took = float64(heapInUse()-before) / float64(n)
 	return took, float64(d.Stats().Bytes) / float64(n)
-}
-
-func heapInUse() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc) //nolint:gosec // no heap is that large
 }
 
 // MaxBytes is a promise about memory: what is counted is not less than what is taken.

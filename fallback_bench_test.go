@@ -266,10 +266,10 @@ func memoryOf(tb testing.TB, n int, kind keptKind) (used, counted float64) {
 	return used, float64(stats.Bytes) / float64(n)
 }
 
-func heapInUse() uint64 {
+func heapInUse() int64 {
 	runtime.GC()
 	runtime.GC() // what the first one found in pools
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
+	return int64(m.HeapAlloc) //nolint:gosec // no heap is that large
 }

@@ -238,7 +238,11 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 	if _, whole := t.payload.Bytes(); !whole {
 		return l.attempt(caller, t, req, next)
 	}
-	ctx := &attemptContext{layer: l, trip: t}
+	ctx := &t.first
+	if !t.attempted.CompareAndSwap(false, true) {
+		ctx = new(attemptContext)
+	}
+	ctx.layer, ctx.trip = l, t
 	if !ctx.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/body"
@@ -36,6 +37,9 @@ type trip struct {
 	started time.Time // when the stack let the call in; zero for layers used alone
 
 	ctx callContext
+
+	first     attemptContext // of the first attempt, which most calls leave it at
+	attempted atomic.Bool    // first is taken
 
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives

@@ -13,23 +13,28 @@ type attemptContext struct {
 	layer  *Timeout
 	trip   *trip
 	parent context.Context // the caller's, without a budget, which this has in its limit
-	name   string          // of the limit; "budget" for that
 	wake   chan struct{}   // told when time is up; nil: nobody waits but the work itself
 
 	mu      sync.Mutex
-	limit   time.Time       // zero: none, or no more
-	inner   context.Context // nil: nobody has looked
-	cancel  context.CancelCauseFunc
-	cause   error       // why it ended; nil: it has not
-	clock   *time.Timer // nil: not running
-	dial    *time.Timer
-	settled bool // connected, or the attempt is over
+	limit   time.Time // zero: none, or no more
+	cause   error     // why it ended; nil: it has not
+	clock   *time.Timer
+	looked  *lookedAt // nil: nobody has
+	kind    limitKind // of the limit
+	settled bool      // connected, or the attempt is over
+}
+
+// lookedAt is what a context needs only for those who look at it.
+type lookedAt struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	dial   *time.Timer
 }
 
 // limitReached is the cause with which an attempt's context ends.
-type limitReached string
+type limitReached limitKind
 
-func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + string(n) }
+func (n limitReached) Error() string { return ErrTimeout.Error() + ": " + limitKind(n).String() }
 func (n limitReached) Unwrap() error { return ErrTimeout }
 
 // start sets the limit to the first of the attempt's own and the budget, unless the caller has left or the budget is used
@@ -39,10 +44,10 @@ func (c *attemptContext) start(caller context.Context) bool {
 		return false
 	}
 	c.parent = caller
-	limit, name := c.layer.LimitOf(c.trip.call)
+	limit, kind := c.layer.limitOf(&c.trip.call)
 	now := c.trip.now()
 	if limit >= 0 {
-		c.limit, c.name = now.Add(limit), name
+		c.limit, c.kind = now.Add(limit), kind
 	}
 	if call, ours := caller.(*callContext); ours {
 		budget, spent := call.budget(now)
@@ -51,7 +56,7 @@ func (c *attemptContext) start(caller context.Context) bool {
 		}
 		c.parent = call.withoutBudget()
 		if !budget.IsZero() && (c.limit.IsZero() || budget.Before(c.limit)) {
-			c.limit, c.name = budget, "budget"
+			c.limit, c.kind = budget, limitBudget
 		}
 	}
 	if c.wake != nil {
@@ -68,11 +73,11 @@ func (c *attemptContext) arm(now time.Time) {
 }
 
 func (c *attemptContext) expire() {
-	if c.name == "budget" {
+	if c.kind == limitBudget {
 		c.timeUp(errBudget)
 		return
 	}
-	c.timeUp(limitReached(c.name))
+	c.timeUp(limitReached(c.kind))
 }
 
 func (c *attemptContext) timeUp(cause error) {
@@ -88,10 +93,10 @@ func (c *attemptContext) end(cause error) {
 	if c.cause == nil {
 		c.cause = cause
 	}
-	cancel := c.cancel
+	looked := c.looked
 	c.mu.Unlock()
-	if cancel != nil {
-		cancel(cause)
+	if looked != nil {
+		looked.cancel(cause)
 	}
 }
 
@@ -157,14 +162,15 @@ func (c *attemptContext) Value(key any) any {
 func (c *attemptContext) context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.inner == nil {
-		c.inner, c.cancel = context.WithCancelCause(c.parent)
+	if c.looked == nil {
+		c.looked = new(lookedAt)
+		c.looked.Context, c.looked.cancel = context.WithCancelCause(c.parent)
 		if c.cause != nil {
-			c.cancel(c.cause)
+			c.looked.cancel(c.cause)
 		}
 		c.arm(time.Now())
 	}
-	return c.inner
+	return c.looked
 }
 
 // unlimit is for the end of an attempt: what is left of it, a stream perhaps, may last.
@@ -183,18 +189,19 @@ func (c *attemptContext) dialing() {
 	if c.layer.cfg.Connect <= 0 {
 		return
 	}
+	c.context()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.dial != nil || c.settled {
+	if c.looked.dial != nil || c.settled {
 		return
 	}
-	c.dial = time.AfterFunc(c.layer.cfg.Connect, func() {
+	c.looked.dial = time.AfterFunc(c.layer.cfg.Connect, func() {
 		c.mu.Lock()
 		over := c.settled
 		c.settled = true
 		c.mu.Unlock()
 		if !over {
-			c.timeUp(limitReached("connect"))
+			c.timeUp(limitReached(limitConnect))
 		}
 	})
 }
@@ -208,7 +215,7 @@ func (c *attemptContext) connected() {
 
 func (c *attemptContext) stopDial() {
 	c.settled = true
-	if c.dial != nil {
-		c.dial.Stop()
+	if c.looked != nil && c.looked.dial != nil {
+		c.looked.dial.Stop()
 	}
 }

@@ -85,7 +85,7 @@ type Timeout struct {
 	cfg    TimeoutConfig
 	events *events
 
-	fired     [limitCount]atomic.Uint64
+	fired     [limitKinds]atomic.Uint64
 	late      atomic.Uint64
 	lingering atomic.Int64
 }
@@ -139,17 +139,23 @@ func (l *Timeout) Attempt() Layer {
 // LimitOf returns how long one attempt of the call may take, and the name of that limit as it appears in Error.Limit.
 // -1 means no limit.
 func (l *Timeout) LimitOf(c Call) (limit time.Duration, name string) {
+	if l == nil && c.Limit == 0 {
+		return -1, ""
+	}
+	limit, kind := l.limitOf(&c)
+	return limit, kind.String()
+}
+
+func (l *Timeout) limitOf(c *Call) (time.Duration, limitKind) {
 	switch {
 	case c.Limit != 0:
-		return c.Limit, "limit"
-	case l == nil:
-		return -1, ""
+		return c.Limit, limitCall
 	case c.Class == ClassUpload:
-		return l.cfg.Upload, "upload"
+		return l.cfg.Upload, limitUpload
 	case c.Class == ClassLongPoll:
-		return l.cfg.LongPoll, "long-poll"
+		return l.cfg.LongPoll, limitLongPoll
 	}
-	return l.cfg.Request, "request"
+	return l.cfg.Request, limitRequest
 }
 
 // BudgetOf returns how long the caller of c waits at most; -1 means no bound.
@@ -192,31 +198,21 @@ func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next l
 	return resp, err
 }
 
-// limits that are counted
+// limitKind names the limits, which are counted apart.
+type limitKind uint8
+
 const (
-	limitConnect = iota
-	limitRequest
+	limitRequest limitKind = iota
+	limitConnect
 	limitUpload
 	limitLongPoll
 	limitCall
 	limitBudget
-	limitCount
+	limitKinds
 )
 
-func limitIndex(name string) int {
-	switch name {
-	case "connect":
-		return limitConnect
-	case "upload":
-		return limitUpload
-	case "long-poll":
-		return limitLongPoll
-	case "limit":
-		return limitCall
-	case "budget":
-		return limitBudget
-	}
-	return limitRequest
+func (k limitKind) String() string {
+	return nameOf(int(k), "request", "connect", "upload", "long-poll", "limit", "budget")
 }
 
 // cooperates reports whether what comes next returns when its context ends.
@@ -305,22 +301,23 @@ func (l *Timeout) explain(ctx *attemptContext, caller context.Context, err error
 	}
 	var e *Error
 	var limit limitReached
+	kind, fired := limitBudget, true
 	switch t := ctx.trip; {
 	case errors.As(cause, &limit):
-		e = t.fail("timeout", ErrTimeout)
-		e.Limit = string(limit)
+		e, kind = t.fail("timeout", ErrTimeout), limitKind(limit)
 	case errors.Is(cause, errBudget):
 		e = t.fail("timeout", errBudget)
-		e.Limit = "budget"
 	default:
 		e = t.gone(caller, "timeout")
 		e.verdict = undecided
+		fired = errors.Is(e.Err, ErrTimeout)
 	}
 	if NotSent(err) {
 		e.Err = MarkNotSent(e.Err)
 	}
-	if errors.Is(e.Err, ErrTimeout) {
-		l.fired[limitIndex(e.Limit)].Add(1)
+	if fired {
+		e.Limit = kind.String()
+		l.fired[kind].Add(1)
 		l.events.emit(Event{Kind: EventTimeout, Operation: ctx.trip.call.Operation, Cause: e.Limit})
 	}
 	return e

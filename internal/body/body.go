@@ -136,8 +136,8 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 // Held is a response body in memory.
 type Held struct {
-	bytes.Reader
 	data []byte
+	read int // so many bytes of it
 
 	// Value is what the body encodes, for an answer that never was bytes on a wire. Copies do not have it: a value must
 	// not be shared.
@@ -154,10 +154,31 @@ func OfValue(v any, encode func(any) ([]byte, error)) Held {
 }
 
 // NewHeld returns a body that reads b, which must not change afterwards.
-func NewHeld(b []byte) *Held {
-	h := &Held{data: b}
-	h.Reset(b)
-	return h
+func NewHeld(b []byte) *Held { return &Held{data: b} }
+
+// Read implements io.Reader.
+func (h *Held) Read(p []byte) (n int, err error) {
+	rest := h.Bytes()[h.read:]
+	if len(rest) == 0 {
+		return 0, io.EOF
+	}
+	n = copy(p, rest)
+	h.read += n
+	return n, nil
+}
+
+// WriteTo implements io.WriterTo, which spares io.Copy a buffer.
+func (h *Held) WriteTo(w io.Writer) (int64, error) {
+	rest := h.Bytes()[h.read:]
+	if len(rest) == 0 {
+		return 0, nil
+	}
+	n, err := w.Write(rest)
+	h.read += n
+	if err == nil && n < len(rest) {
+		err = io.ErrShortWrite
+	}
+	return int64(n), err
 }
 
 // Close does nothing: the exchange is over.
@@ -168,7 +189,6 @@ func (h *Held) Bytes() []byte {
 	if h.encode != nil {
 		data, err := h.encode(h.Value)
 		h.data, h.encode, h.unkept = data, nil, err != nil
-		h.Reset(data)
 	}
 	return h.data
 }

@@ -15,11 +15,16 @@ type callContext struct {
 
 	mu       sync.Mutex
 	deadline time.Time // the budget's; zero: none
-	done     chan struct{}
-	timer    *time.Timer
-	detach   func() bool
-	err      error // not nil: it has ended
+	err      error     // not nil: it has ended
 	cause    error
+	awaited  *awaited // nil: nobody waits for its end
+}
+
+// awaited is what a context needs only for those who wait.
+type awaited struct {
+	done   chan struct{}
+	timer  *time.Timer
+	detach func() bool
 }
 
 type callContextKey struct{}
@@ -51,26 +56,26 @@ func (c *callContext) Value(key any) any {
 func (c *callContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.done == nil {
-		c.done = make(chan struct{})
+	if c.awaited == nil {
+		c.awaited = &awaited{done: make(chan struct{})}
 		if c.err != nil {
-			close(c.done)
-			return c.done
+			close(c.awaited.done)
+			return c.awaited.done
 		}
 		if c.caller.Done() != nil {
-			c.detach = context.AfterFunc(c.caller, c.callerEnded)
+			c.awaited.detach = context.AfterFunc(c.caller, c.callerEnded)
 		}
 		c.arm()
 	}
-	return c.done
+	return c.awaited.done
 }
 
 // arm starts the timer for those who wait; the lock is held.
 func (c *callContext) arm() {
-	if c.done == nil || c.err != nil || c.deadline.IsZero() {
+	if c.awaited == nil || c.err != nil || c.deadline.IsZero() {
 		return
 	}
-	c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.end(context.DeadlineExceeded, errBudget) })
+	c.awaited.timer = time.AfterFunc(time.Until(c.deadline), func() { c.end(context.DeadlineExceeded, errBudget) })
 }
 
 func (c *callContext) callerEnded() { c.end(c.caller.Err(), context.Cause(c.caller)) }
@@ -112,9 +117,7 @@ func (c *callContext) limit(now time.Time, d time.Duration) {
 		return
 	}
 	c.deadline = deadline
-	if c.timer != nil {
-		c.timer.Stop()
-	}
+	c.awaited.stop()
 	c.arm()
 }
 
@@ -123,8 +126,12 @@ func (c *callContext) unlimit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.deadline = time.Time{}
-	if c.timer != nil {
-		c.timer.Stop()
+	c.awaited.stop()
+}
+
+func (a *awaited) stop() {
+	if a != nil && a.timer != nil {
+		a.timer.Stop()
 	}
 }
 
@@ -136,14 +143,13 @@ func (c *callContext) end(err, cause error) {
 		return
 	}
 	c.err, c.cause = err, cause
-	if c.done != nil {
-		close(c.done)
+	if c.awaited == nil {
+		return
 	}
-	if c.timer != nil {
-		c.timer.Stop()
-	}
-	if c.detach != nil {
-		c.detach()
+	close(c.awaited.done)
+	c.awaited.stop()
+	if c.awaited.detach != nil {
+		c.awaited.detach()
 	}
 }
 

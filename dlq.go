@@ -487,7 +487,7 @@ func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time)
 		return l, false
 	}
 	l = Letter{
-		Operation: t.call.Operation, Key: t.key, Named: t.named, Call: t.call, NotAfter: t.expiry, First: started,
+		Operation: t.call.Operation, Key: t.key, Named: t.named, Call: t.call, NotAfter: t.expiry(), First: started,
 		InDoubt: f.doubt, Body: data,
 	}
 	l.Call.Params, l.Call.Budget = nil, 0

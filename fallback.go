@@ -344,7 +344,7 @@ func fromBelow(ctx context.Context, t *trip, req *http.Request, next leg) (*http
 
 // read answers a read: without asking where that was chosen, else by asking, alone or together with others.
 func (f *Fallback) read(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	if t.fresh {
+	if t.fresh() {
 		return fromBelow(ctx, t, req, next)
 	}
 	key, ok := f.keyOf(t, req)

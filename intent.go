@@ -70,7 +70,7 @@ func (i *Idempotency) sendContext(f *flight) (context.Context, context.CancelFun
 // mayIntend is the last moment at which the call can end with nothing sent.
 func (i *Idempotency) mayIntend(f *flight) error {
 	t := f.trip
-	if t.letter != "" && !t.expiry.IsZero() && !time.Now().Before(t.expiry) {
+	if t.letter != "" && !t.expiry().IsZero() && !time.Now().Before(t.expiry()) {
 		e := t.refuse("idempotency", ErrTimeout)
 		e.Limit = "expiry"
 		return e

@@ -19,9 +19,8 @@ import (
 // [enter]; a flight travels on a copy.
 type trip struct {
 	call    Call
-	key     string    // idempotency key: named by the caller, or made by the claim; "" for reads
-	named   bool      // the caller named the key
-	expiry  time.Time // no redrive after
+	said    *overrides // what the caller said through the context; nil: nothing
+	key     string     // idempotency key: named by the caller, or made by the claim; "" for reads
 	payload *body.Payload
 	url     *url.URL // of the request the trip was made for
 	method  string
@@ -30,7 +29,6 @@ type trip struct {
 	outer  *trip   // the trip inside which this one was started, for nested use
 	flight *flight // set below the claim, for a call that must happen once
 	marked *marked // what goes out instead of the request, for a call that carries its key
-	fresh  bool    // a cached or shared answer would not do
 
 	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
 
@@ -38,11 +36,23 @@ type trip struct {
 
 	ctx callContext
 
-	first     attemptContext // of the first attempt, which most calls leave it at
-	attempted atomic.Bool    // first is taken
-
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
 	letter string // id of the letter that this trip redrives
+
+	first     attemptContext // of the first attempt, which most calls leave it at
+	attempted atomic.Bool    // first is taken
+	named     bool           // the caller named the key
+}
+
+// fresh reports whether a cached or shared answer would not do.
+func (t *trip) fresh() bool { return t.said != nil && t.said.fresh }
+
+// expiry is when no redrive makes sense any more; zero: no such time.
+func (t *trip) expiry() time.Time {
+	if t.said == nil {
+		return time.Time{}
+	}
+	return t.said.expiry
 }
 
 // now is time.Now, at half the price while the trip knows when it began.
@@ -56,8 +66,8 @@ func (t *trip) now() time.Time {
 // copy is a trip of its own for a flight.
 func (t *trip) copy() *trip {
 	return &trip{
-		call: t.call, key: t.key, named: t.named, expiry: t.expiry, payload: t.payload, url: t.url, method: t.method,
-		stack: t.stack, outer: t.outer, marked: t.marked, fresh: t.fresh, run: t.run, road: t.road, letter: t.letter,
+		call: t.call, key: t.key, named: t.named, said: t.said, payload: t.payload, url: t.url, method: t.method,
+		stack: t.stack, outer: t.outer, marked: t.marked, run: t.run, road: t.road, letter: t.letter,
 	}
 }
 
@@ -307,7 +317,7 @@ func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*h
 func (t *trip) resolve(o *overrides, method string, unset Effect) {
 	if o != nil {
 		t.call = t.call.merge(o.call)
-		t.key, t.named, t.expiry, t.fresh = o.key, o.named, o.expiry, o.fresh
+		t.key, t.named, t.said = o.key, o.named, o
 	}
 	t.call.resolve(method, unset)
 }

@@ -190,7 +190,10 @@ func (b *Breaker) Wrap(next http.RoundTripper) http.RoundTripper {
 }
 
 func (b *Breaker) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	gate := b.gate(t.call)
+	gate := b.gate(&t.call)
+	if wait, err := gate.Refuse(); err != nil {
+		return nil, refusedAt(t.call.Operation, wait, err)
+	}
 	ticket, wait, err := gate.Enter()
 	if err != nil {
 		return nil, refusedAt(t.call.Operation, wait, err)
@@ -287,6 +290,9 @@ func (b *Breaker) Allow() (done func(Outcome), err error) {
 		return func(Outcome) {}, nil
 	}
 	gate := b.own()
+	if wait, err := gate.Refuse(); err != nil {
+		return nil, refusedAt(b.key, wait, err)
+	}
 	ticket, wait, err := gate.Enter()
 	if err != nil {
 		return nil, refusedAt(b.key, wait, err)
@@ -367,28 +373,28 @@ func (b *Breaker) peek() *circuit.Gate {
 }
 
 // gate is the gate for a call. A handle has one for all calls.
-func (b *Breaker) gate(c Call) *circuit.Gate {
+func (b *Breaker) gate(c *Call) *circuit.Gate {
 	if key := b.keyOf(c); key != "" {
 		return b.keyed.Get(key)
 	}
 	return b.shared
 }
 
-func (b *Breaker) keyOf(c Call) string {
+func (b *Breaker) keyOf(c *Call) string {
 	if !b.all || b.keyed == nil {
 		return b.key
 	}
 	return b.safeKey(c)
 }
 
-func (b *Breaker) safeKey(c Call) (key string) {
+func (b *Breaker) safeKey(c *Call) (key string) {
 	defer func() {
 		if recover() != nil {
 			b.events.emit(Event{Kind: EventPanic, Operation: c.Operation, Cause: "key"})
 			key = ""
 		}
 	}()
-	return b.config.Key(c)
+	return b.config.Key(*c)
 }
 
 // refusal is the error that the call would be refused with if it came now; nil: it would be admitted.
@@ -397,7 +403,7 @@ func (b *Breaker) refusal(c Call) error {
 		return nil
 	}
 	gate := b.shared
-	if key := b.keyOf(c); key != "" {
+	if key := b.keyOf(&c); key != "" {
 		gate = b.keyed.Peek(key)
 	}
 	if wait, err := gate.Refusing(); err != nil {

@@ -160,15 +160,20 @@ func (l *Timeout) limitOf(c *Call) (time.Duration, limitKind) {
 
 // BudgetOf returns how long the caller of c waits at most; -1 means no bound.
 func (l *Timeout) BudgetOf(c Call) time.Duration {
+	if l == nil && c.Budget == 0 {
+		return -1
+	}
+	return l.budgetOf(&c)
+}
+
+func (l *Timeout) budgetOf(c *Call) time.Duration {
 	switch {
 	case c.Budget != 0:
 		return c.Budget
-	case l == nil:
-		return -1
 	case l.cfg.Total != 0:
 		return l.cfg.Total
 	}
-	limit, _ := l.LimitOf(c)
+	limit, _ := l.limitOf(c)
 	if limit < 0 || limit > maxDuration/2 {
 		return -1
 	}
@@ -180,7 +185,7 @@ const maxDuration time.Duration = 1<<63 - 1
 // budget ends the context of a call when its time is up. The clock stops when the answer is there, so that a stream is
 // not cut off.
 func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	total := l.BudgetOf(t.call)
+	total := l.budgetOf(&t.call)
 	if total < 0 {
 		return next.travel(ctx, t, req)
 	}

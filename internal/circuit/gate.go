@@ -206,11 +206,8 @@ func tripMachine(m *gobreaker.TwoStepCircuitBreaker[struct{}]) {
 	}
 }
 
-// Enter asks to pass. Where ok is false, err says why and wait when to ask again; 0: not known.
+// Enter asks to pass. An error says why not, and wait when to ask again; 0: not known.
 func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
-	if wait, err := g.refuse(); err != nil {
-		return t, wait, err
-	}
 	g.mu.Lock()
 	defer g.unlock()
 	if g.state == Closed {
@@ -224,15 +221,15 @@ func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
 	if g.state == HalfOpen {
 		g.giveUp(now)
 	}
-	if g.state == Open && (g.forced || now < g.openUntil) { // since a moment ago
+	if g.state == Open && (g.forced || now < g.openUntil) {
 		g.rejected.Add(1)
 		return t, max(0, g.shut.Load().until-now), g.refusal
 	}
 	return g.try(now)
 }
 
-// refuse is the answer of an open circuit; nil: it is not open, or its time is up.
-func (g *Gate) refuse() (wait time.Duration, err error) {
+// Refuse is what Enter has to say while the circuit is open, without the lock; nil: ask Enter.
+func (g *Gate) Refuse() (wait time.Duration, err error) {
 	s := g.shut.Load()
 	if s == nil {
 		return 0, nil

@@ -21,6 +21,7 @@ type attemptContext struct {
 	clock   *time.Timer
 	looked  *lookedAt // nil: nobody has
 	kind    limitKind // of the limit
+	byTime  bool      // it ended because time did
 	settled bool      // connected, or the attempt is over
 }
 
@@ -49,12 +50,14 @@ func (c *attemptContext) start(caller context.Context) bool {
 	if limit >= 0 {
 		c.limit, c.kind = now.Add(limit), kind
 	}
-	if call, ours := caller.(*callContext); ours {
+	if call, _ := caller.Value(callContextKey{}).(*callContext); call != nil {
 		budget, spent := call.budget(now)
 		if spent {
 			return false
 		}
-		c.parent = call.withoutBudget()
+		if caller == context.Context(call) {
+			c.parent = call.withoutBudget()
+		}
 		if !budget.IsZero() && (c.limit.IsZero() || budget.Before(c.limit)) {
 			c.limit, c.kind = budget, limitBudget
 		}
@@ -92,6 +95,7 @@ func (c *attemptContext) end(cause error) {
 	c.mu.Lock()
 	if c.cause == nil {
 		c.cause = cause
+		c.byTime = errors.Is(cause, ErrTimeout) || errors.Is(c.parent.Err(), context.DeadlineExceeded)
 	}
 	looked := c.looked
 	c.mu.Unlock()
@@ -135,11 +139,12 @@ func (c *attemptContext) Done() <-chan struct{} { return c.context().Done() }
 
 // Err implements context.Context: DeadlineExceeded where time ended it.
 func (c *attemptContext) Err() error {
-	cause := c.ended()
-	switch {
-	case cause == nil:
+	if c.ended() == nil {
 		return nil
-	case errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, ErrTimeout):
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byTime {
 		return context.DeadlineExceeded
 	}
 	return context.Canceled

@@ -24,7 +24,7 @@ func benchRoad(b *testing.B, status int) (*trip, *http.Request, leg) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	t := &trip{call: Call{Operation: "op"}, url: req.URL, method: req.Method}
+	t := &trip{call: Call{Operation: "op"}}
 	t.resolve(nil, req.Method, EffectRead)
 	return t, req, emptyLeg{&http.Response{StatusCode: status}}
 }

@@ -82,7 +82,7 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 	}
 	defer s.calls.end()
 	t := &trip{
-		call: call, url: s.workReq.URL, method: s.workReq.Method, stack: s, outer: tripOf(ctx), road: s.work, run: run,
+		call: call, stack: s, outer: tripOf(ctx), road: s.work, run: run,
 	}
 	t.resolve(overridesOf(ctx), "do", EffectOnce)
 	if err := t.checkKey(); err != nil {

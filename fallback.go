@@ -420,7 +420,7 @@ func (f *Fallback) settle(ctx context.Context, t *trip, req *http.Request, key a
 	if why == "" {
 		return resp, err
 	}
-	made, ownErr := f.substitute(ctx, t, req, ownFallback(ctx), why, resp, err)
+	made, ownErr := f.substitute(ctx, t, req, t.ownFallback(ctx), why, resp, err)
 	if made != nil {
 		return made, nil
 	}

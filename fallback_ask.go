@@ -149,7 +149,6 @@ func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next
 	ctx, cancel := f.background(ctx, t.call.Budget)
 	ctx = again.begin(ctx)
 	req = detached(ctx, req)
-	again.url = req.URL
 	again.payload.Hold()
 	go capture(func() (*http.Response, error) { return f.alone(ctx, again, req, next, key) }, func(r result) {
 		again.ctx.end(context.Canceled, context.Canceled)
@@ -234,6 +233,9 @@ func (f *Fallback) substitute(
 ) (*http.Response, error) {
 	if ask == nil {
 		return nil, nil //nolint:nilnil // no substitute, and nothing went wrong
+	}
+	if call, ours := ctx.(*callContext); ours {
+		call.budget(t.now()) // the user's function shall see it if it is spent
 	}
 	cause := err
 	if resp != nil {

@@ -35,7 +35,7 @@ func WithFallback[T any](ctx context.Context, f func(context.Context, error) (T,
 			}, nil
 		}
 	}
-	return context.WithValue(ctx, ownFallbackKey{}, own)
+	return context.WithValue(ctx, ownFallbackKey{}, &own)
 }
 
 // substituteFunc is what FallbackConfig.Func is.
@@ -43,7 +43,12 @@ type substituteFunc func(*http.Request, error) (*http.Response, error)
 
 type ownFallbackKey struct{}
 
-func ownFallback(ctx context.Context) substituteFunc {
-	f, _ := ctx.Value(ownFallbackKey{}).(substituteFunc)
-	return f
+// ownFallback is the caller's own substitute for this read. One that was given to a call inside of which this read is made
+// is for that call.
+func (t *trip) ownFallback(ctx context.Context) substituteFunc {
+	own, _ := ctx.Value(ownFallbackKey{}).(*substituteFunc)
+	if own == nil || t.outer != nil && own == t.outer.value(ownFallbackKey{}) {
+		return nil
+	}
+	return *own
 }

@@ -21,21 +21,21 @@ type flight struct {
 	previous              <-chan struct{} // closed when the flight before this one has landed; nil: none
 	landed                chan struct{}
 
-	rec Record // as the store has it; touched by the flight's goroutine only
+	rec Record // as the store has it; touched by the flight's goroutine, and by a send while it is under way
 
 	mu        sync.Mutex
 	waiters   int
-	sending   bool      // one send at a time
-	committed bool      // the intent is recorded or being recorded
-	shared    bool      // somebody joined
-	unbounded bool      // somebody waits without a deadline
-	latest    time.Time // deadline of the most patient waiter
-	givenUp   []func()  // to be run when the last waiter ran out of time
-	owed      bool      // an earlier send of the key is in doubt
-	told      bool      // somebody left who was told that the outcome is in doubt
-	left      bool      // the leader, who alone could have read a stream
-	letter    string    // id of the dead letter that owns the write; "": none
-	handing   *handing  // the write is being handed over to a queue
+	sending   chan struct{} // closed when the send under way has ended; nil: there is none
+	committed bool          // the intent is recorded or being recorded
+	shared    bool          // somebody joined
+	unbounded bool          // somebody waits without a deadline
+	latest    time.Time     // deadline of the most patient waiter
+	givenUp   []func()      // to be run when the last waiter ran out of time
+	owed      bool          // an earlier send of the key is in doubt
+	told      bool          // somebody left who was told that the outcome is in doubt
+	left      bool          // the leader, who alone could have read a stream
+	letter    string        // id of the dead letter that owns the write; "": none
+	handing   *handing      // the write is being handed over to a queue
 	over      bool
 	result    result
 	done      chan struct{}
@@ -197,21 +197,34 @@ func (f *flight) commit() bool {
 	return true
 }
 
-// beginSend reports whether no other send is under way. From here to endSend the record is this goroutine's.
+// beginSend reports whether no other send is under way. From here to endSend the record belongs to the send; see
+// waitForSend.
 func (f *flight) beginSend() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.sending {
+	if f.sending != nil {
 		return false
 	}
-	f.sending = true
+	f.sending = make(chan struct{})
 	return true
 }
 
 func (f *flight) endSend() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.sending = false
+	close(f.sending)
+	f.sending = nil
+}
+
+// waitForSend waits for a send that a foreign layer between the doors has left behind: until it has ended nobody knows how
+// the flight did.
+func (f *flight) waitForSend() {
+	f.mu.Lock()
+	sending := f.sending
+	f.mu.Unlock()
+	if sending != nil {
+		<-sending
+	}
 }
 
 // uncommit gives the flight back to its waiters after a proof that nothing happened.

@@ -254,9 +254,7 @@ func (i *Idempotency) once(ctx context.Context, t *trip, req *http.Request, next
 		return nil, err
 	}
 	if leader {
-		own := detached(f.ctx, req)
-		f.trip.url = own.URL
-		go i.fly(f, own, next)
+		go i.fly(f, detached(f.ctx, req), next)
 	}
 	return i.await(f, t, ctx, leader)
 }
@@ -348,6 +346,10 @@ func (i *Idempotency) fly(f *flight, req *http.Request, next leg) {
 			return nil, err
 		}
 		resp, err := next.travel(f.ctx, f.trip, req)
+		f.waitForSend()
+		if err != nil && f.rec.State == KeyConfirmed { // an attempt that the layer between has not waited for
+			return i.replayed(f.rec), nil
+		}
 		if err != nil && f.rec.State == KeyInDoubt && f.letter == "" && !InDoubt(err) {
 			e := f.trip.fail("idempotency", errors.Join(ErrInDoubt, err)) // of the first send nothing is known
 			e.Key = f.key
@@ -355,6 +357,7 @@ func (i *Idempotency) fly(f *flight, req *http.Request, next leg) {
 		}
 		return resp, err
 	}, func(r result) {
+		f.waitForSend() // a panic may have passed one by
 		i.giveBack(f)
 		i.land(f) // first, so that whoever has the answer finds nothing of the flight left
 		f.publish(r)

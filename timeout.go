@@ -200,6 +200,9 @@ func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next l
 	call.limit(now, total)
 	resp, err := next.travel(call, t, req)
 	call.unlimit()
+	if !ours {
+		afterExchange(resp, err, func() { call.end(context.Canceled, context.Canceled) })
+	}
 	return resp, err
 }
 
@@ -275,6 +278,7 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	if t.run == nil {
 		req = detached(w, req)
 	}
+	t.payload.Hold() // the caller may have left before the wire asks for it
 	go w.run(req, next)
 	if !w.wait() {
 		if linger := w.abandon(caller); linger != nil {
@@ -344,6 +348,7 @@ func (w *work) run(req *http.Request, next leg) {
 		if v := recover(); v != nil {
 			r = result{panicked: true, value: v}
 		}
+		w.trip.payload.Release()
 		w.finish(r)
 	}()
 	resp, err := next.travel(w, w.trip, req)

@@ -22,8 +22,6 @@ type trip struct {
 	said    *overrides // what the caller said through the context; nil: nothing
 	key     string     // idempotency key: named by the caller, or made by the claim; "" for reads
 	payload *body.Payload
-	url     *url.URL // of the request the trip was made for
-	method  string
 
 	stack  *Stack  // the stack whose road this is; nil for layers used alone
 	outer  *trip   // the trip inside which this one was started, for nested use
@@ -55,6 +53,17 @@ func (t *trip) expiry() time.Time {
 	return t.said.expiry
 }
 
+// value is what the context of the call has under a key.
+func (t *trip) value(key any) any {
+	switch {
+	case t.flight != nil:
+		return t.flight.ctx.Value(key)
+	case t.ctx.caller != nil:
+		return t.ctx.Value(key)
+	}
+	return nil
+}
+
 // now is time.Now, at half the price while the trip knows when it began.
 func (t *trip) now() time.Time {
 	if t.started.IsZero() {
@@ -66,7 +75,7 @@ func (t *trip) now() time.Time {
 // copy is a trip of its own for a flight.
 func (t *trip) copy() *trip {
 	return &trip{
-		call: t.call, key: t.key, named: t.named, said: t.said, payload: t.payload, url: t.url, method: t.method,
+		call: t.call, key: t.key, named: t.named, said: t.said, payload: t.payload,
 		stack: t.stack, outer: t.outer, marked: t.marked, run: t.run, road: t.road, letter: t.letter,
 	}
 }
@@ -148,12 +157,6 @@ func tripOf(ctx context.Context) *trip {
 	return t
 }
 
-// isFor tells a request that went through a foreign transport between two layers from another request that somebody
-// makes while serving this one.
-func (t *trip) isFor(req *http.Request) bool {
-	return t.method == req.Method && (t.url == req.URL || t.url.String() == req.URL.String())
-}
-
 // leg is one stretch of the road: a layer around the next one, or the wire at its end. The context that counts is the one
 // handed along; the request is the caller's own, to be read and not changed, and its body is the trip's payload.
 type leg interface {
@@ -226,10 +229,10 @@ type entry struct {
 func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	ctx := req.Context()
 	outer := tripOf(ctx)
-	if outer != nil && e.stack == nil && outer.isFor(req) {
+	if outer != nil && e.stack == nil && passing(ctx, req) {
 		return l.travel(ctx, outer, req)
 	}
-	t := &trip{url: req.URL, method: req.Method, stack: e.stack, outer: outer, road: l, letter: e.letter}
+	t := &trip{stack: e.stack, outer: outer, road: l, letter: e.letter}
 	if req.URL == nil { // net/http's transport says so, too; the layers below read it
 		closeBody(req)
 		return nil, t.refuse("stack", errors.New("the request has no URL"))

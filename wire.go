@@ -52,6 +52,7 @@ func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
 	seen := &sighting{Context: ctx, wire: w, once: t.call.Effect == EffectOnce}
 	out, payload := req.WithContext(seen), t.payload
+	seen.out = out
 	out.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	if t.marked != nil {
 		t.marked.apply(out)
@@ -145,11 +146,12 @@ func (e *truncatedError) Unwrap() error { return e.err }
 type sighting struct {
 	context.Context
 	wire    *wire
+	out     *http.Request
 	once    bool
 	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
 
 	watching sync.Once
-	hooks    *httptrace.ClientTrace
+	watched  atomic.Pointer[context.Context] // with the hooks, for the rest of the exchange; nil: nobody has asked for them
 	dial     dialWatch
 
 	asked    atomic.Bool // a connection was asked for
@@ -168,17 +170,31 @@ type dialWatchKey struct{}
 
 // Value implements context.Context.
 func (s *sighting) Value(key any) any {
-	if key != s.wire.traceKey {
-		return s.Context.Value(key)
+	if _, ours := key.(sightingKey); ours {
+		return s
 	}
-	s.watching.Do(func() {
-		s.dial, _ = s.Context.Value(dialWatchKey{}).(dialWatch)
-		s.hooks = s.trace()
-		if httptrace.ContextClientTrace(s.Context) != nil { // somebody else watches, too
-			s.hooks = httptrace.ContextClientTrace(httptrace.WithClientTrace(s.Context, s.hooks))
-		}
-	})
-	return s.hooks
+	if key == s.wire.traceKey {
+		s.watching.Do(s.watch)
+	}
+	if ctx := s.watched.Load(); ctx != nil { // net's own hooks have a key of their own in there
+		return (*ctx).Value(key)
+	}
+	return s.Context.Value(key)
+}
+
+func (s *sighting) watch() {
+	s.dial, _ = s.Context.Value(dialWatchKey{}).(dialWatch)
+	ctx := httptrace.WithClientTrace(s.Context, s.trace())
+	s.watched.Store(&ctx)
+}
+
+type sightingKey struct{}
+
+// passing reports whether req is the one that a wire of ours sent out and a layer below it meets again behind a foreign
+// transport, rather than another that somebody makes while serving that.
+func passing(ctx context.Context, req *http.Request) bool {
+	s, ok := ctx.Value(sightingKey{}).(*sighting)
+	return ok && s.out.Method == req.Method && (s.out.URL == req.URL || s.out.URL.String() == req.URL.String())
 }
 
 func (s *sighting) trace() *httptrace.ClientTrace {
@@ -194,8 +210,9 @@ func (s *sighting) trace() *httptrace.ClientTrace {
 				s.got.Store(false) // it is back for another connection because the first took nothing
 			}
 		},
-		DNSStart:     func(httptrace.DNSStartInfo) { dialing() },
-		ConnectStart: func(string, string) { dialing() },
+		DNSStart:          func(httptrace.DNSStartInfo) { dialing() },
+		ConnectStart:      func(string, string) { dialing() },
+		TLSHandshakeStart: dialing, // the first sign of a connection that a dialer of the user's makes
 		GotConn: func(info httptrace.GotConnInfo) {
 			s.got.Store(true)
 			s.provable.Store(s.speaksHTTP1(info))

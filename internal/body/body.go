@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,23 +60,26 @@ func Of(b []byte) *Payload {
 	return &Payload{data: b}
 }
 
+// maxTrusted is how much memory an announcement alone is worth.
+const maxTrusted = 1 << 20
+
 // readAll reads to the end, or until it has more than limit bytes. size is what was announced, or -1.
 func readAll(r io.Reader, size, limit int64) ([]byte, error) {
-	room := int64(bytes.MinRead)
-	if size >= 0 && (limit < 0 || size <= limit) && size < 1<<26 {
-		room = size + 1 // with the place in which the end is found
+	room := int64(bytes.MinRead) // also behind what was announced: a reader may want some space to find the end
+	if size > 0 && (limit < 0 || size <= limit) {
+		room += min(size, maxTrusted)
 	}
 	b := make([]byte, 0, room)
 	for {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		switch {
-		case errors.Is(err, io.EOF):
+		case err == io.EOF: //nolint:errorlint // io.Reader's contract: one that is wrapped is a failure
 			return b, nil
 		case err != nil || limit >= 0 && int64(len(b)) > limit:
 			return b, err
-		case len(b) == cap(b):
-			b = append(b, 0)[:len(b)]
+		case cap(b)-len(b) < bytes.MinRead/2:
+			b = slices.Grow(b, bytes.MinRead)
 		}
 	}
 }

@@ -202,13 +202,14 @@ func TestTransport_AUsersTraceHearsOnce(t *testing.T) {
 		GetConn: func(string) { hear("get") }, GotConn: func(httptrace.GotConnInfo) { hear("got") },
 		ConnectStart: func(string, string) { hear("connect") },
 	})
-	stack := newStack(t, Config{})
+	stack, tr := newStack(t, Config{}), NewTransport()
+	defer tr.CloseIdleConnections()
 	foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper { return RoundTripFunc(next.RoundTrip) })
 	b, err := NewBreaker(BreakerConfig{})
 	require.NoError(t, err)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(), nil)
 	require.NoError(t, err)
-	resp, err := stack.Wrap(Chain(foreign, b).Wrap(NewTransport())).RoundTrip(req)
+	resp, err := stack.Wrap(Chain(foreign, b).Wrap(tr)).RoundTrip(req)
 	require.NoError(t, err)
 	require.NoError(t, resp.Body.Close())
 	require.Equal(t, map[string]int{"get": 1, "got": 1, "connect": 1}, heard)

@@ -32,8 +32,9 @@ type TimeoutConfig struct {
 	// Cooperative is a promise: everything that attempts are made through (a fake, a transport around another, the
 	// functions of [Do]) returns soon after its context has ended. Attempts then run on the caller's goroutine instead of
 	// one of their own, which spares the price of a goroutine; work that breaks the promise holds its caller until it
-	// returns. An *[http.Transport] keeps it by itself and is always treated so. Request bodies longer than
-	// MaxRequestBytes are sent from a goroutine of their own in any case. Default: no promise.
+	// returns. An *[http.Transport] keeps it and is always treated so; what runs inside of it on the caller's goroutine must
+	// keep it as well: a Proxy function, hooks of a trace, transports given to RegisterProtocol. Request bodies longer
+	// than MaxRequestBytes are sent from a goroutine of their own in any case. Default: no promise.
 	Cooperative bool
 	// OnEvent hears this layer alone: EventTimeout when a limit fired, EventAttemptLate when an attempt ended after it.
 	OnEvent func(Event)

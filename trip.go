@@ -15,8 +15,8 @@ import (
 )
 
 // trip is what the layers share about one call while it is on the road. The first layer that sees a request makes it, the
-// context carries it on, so layers find it again behind a transport that is not ours. Its fields do not change after
-// [enter]; a flight travels on a copy.
+// context carries it on, so layers find it again behind a transport that is not ours. What describes the call does not
+// change after [enter]; a flight travels on a copy.
 type trip struct {
 	call    Call
 	said    *overrides // what the caller said through the context; nil: nothing

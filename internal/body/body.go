@@ -74,7 +74,7 @@ func readAll(r io.Reader, size, limit int64) ([]byte, error) {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		switch {
-		case err == io.EOF: //nolint:errorlint // io.Reader's contract: one that is wrapped is a failure
+		case err == io.EOF: // not one that is wrapped: that is a failure
 			return b, nil
 		case err != nil || limit >= 0 && int64(len(b)) > limit:
 			return b, err

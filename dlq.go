@@ -169,9 +169,11 @@ type DLQ struct {
 	events *events
 
 	// Set by the stack before use, each may be nil. reenter sends a redrive in by the stack's own way; reconcile finds out
-	// what became of a key; paused says that redriving makes no sense now, and for how long.
+	// what became of a key; keyClock is the clock of what it finds out; paused says that redriving makes no sense now, and
+	// for how long.
 	reenter   func(req *http.Request, road leg, letterID string) (*http.Response, error)
-	reconcile func(ctx context.Context, key string) keyVerdict
+	reconcile func(ctx context.Context, key string) keyNews
+	keyClock  func() time.Time
 	paused    func() (bool, time.Duration)
 
 	journal *letterJournal // nil: letters are in memory only
@@ -197,6 +199,14 @@ const (
 	keyDone                         // it has
 	keyNotApplied                   // it has not, and never will by what was sent so far
 )
+
+// keyNews is a verdict, and how far it reaches.
+type keyNews struct {
+	verdict keyVerdict
+	// asOf is for keyNotApplied, by keyClock: nothing that anybody sent before has taken effect. Zero: it says so only of
+	// what this process sent, because that was refused, and nothing of what another process sent under the same key.
+	asOf time.Time
+}
 
 // NewDLQ makes a queue. It reports every fault of the config at once, and returns nil for one that is Off. With a Store it
 // reads all letters there are before it returns, which takes as long as that takes, at most a minute; what cannot be read
@@ -282,7 +292,7 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	}()
 	resp, err := next.travel(ctx, t, req)
 	ended = true
-	if err == nil && resp.StatusCode < http.StatusInternalServerError && !(held.slot != nil && notYet(resp.StatusCode)) {
+	if err == nil && resp.StatusCode < http.StatusInternalServerError && !d.outlives(held, resp.StatusCode) {
 		d.succeeded(t, held, resp.StatusCode, started)
 		return resp, nil
 	}
@@ -297,6 +307,16 @@ func notYet(status int) bool {
 		return true
 	}
 	return status >= 400 && doubtfulStatus(status)
+}
+
+// outlives reports whether a letter that a call has taken over goes back to the queue with the answer.
+func (d *DLQ) outlives(held holding, status int) bool {
+	if held.slot == nil || notYet(status) {
+		return held.slot != nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.holdsLease(held.slot, held.token) && held.slot.letter.outlives(status)
 }
 
 // answer is how an exchange ended.
@@ -376,7 +396,8 @@ func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
 	defer d.mu.Unlock()
 	if t.key != "" {
 		// Also one that another call with this key parked meanwhile.
-		if s := d.box.ofKey(t.key); s != nil && (s.token == 0 || s == held.slot && s.token == held.token) {
+		s := d.box.ofKey(t.key)
+		if s != nil && (s.token == 0 || s == held.slot && s.token == held.token) && !s.letter.outlives(status) {
 			d.ack(s, "answered", status)
 			t.owned("")
 		}

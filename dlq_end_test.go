@@ -152,7 +152,7 @@ func TestDLQConservation(t *testing.T) {
 			d := mustDLQ(t, DLQConfig{
 				MaxLetters: 5 + rng.IntN(20), MaxBytes: 64 << 10, Overflow: policy, OnDrop: func(Letter) {}, Attempts: 2,
 			})
-			d.reconcile = func(context.Context, string) keyVerdict { return keyVerdict(rand.IntN(3)) }
+			d.reconcile = func(context.Context, string) keyNews { return newsNow(keyVerdict(rand.IntN(3))) }
 			codes := []int{200, 200, 400, 401, 404, 409, 429, 500, 503}
 			w := &dlqWorld{}
 			w.set(func(n int, req *http.Request) (*http.Response, error) {
@@ -183,7 +183,7 @@ func TestDLQConservation(t *testing.T) {
 				case 6:
 					_ = d.Requeue(id())
 				case 7:
-					d.settle(key, keyVerdict(rng.IntN(3)))
+					d.settle(key, newsNow(keyVerdict(rng.IntN(3))))
 				case 8:
 					time.Sleep(time.Duration(rng.IntN(20)) * time.Minute)
 				}

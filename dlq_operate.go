@@ -91,9 +91,11 @@ func (d *DLQ) view() []letterView {
 }
 
 // Requeue makes a letter due now, with no attempts spent, whatever it was parked for; MaxAge begins anew, [WithExpiry]
-// stays. A letter in doubt stays in doubt: it is looked up again. To send one anyway, resolve its key, or delete the
-// letter and Add it with InDoubt false. The errors are [ErrNoLetter], [ErrLetterBusy], and one for a letter that may not
-// be sent any more because it was redacted or because its WithExpiry has passed.
+// stays. A letter in doubt stays in doubt: it is looked up again. To send one anyway, use [Idempotency.Resolve], which takes
+// a key that is in doubt here, or delete the letter and Add it with InDoubt and Parked false (and First and Expires zero,
+// where its time is over). That is the only way where the doubt came with an import (DoubtSince) and the key here is free, or
+// was settled before. The errors are [ErrNoLetter], [ErrLetterBusy], and one for a letter that may not be sent any more
+// because it was redacted or because its WithExpiry has passed.
 func (d *DLQ) Requeue(id string) error {
 	if d == nil {
 		return ErrNoLetter
@@ -172,7 +174,7 @@ func (d *DLQ) delete(id, reason string) (seq uint64, err error) {
 }
 
 // settle tells what became of the key with this id elsewhere.
-func (d *DLQ) settle(id string, v keyVerdict) {
+func (d *DLQ) settle(id string, news keyNews) {
 	if d == nil {
 		return
 	}
@@ -181,18 +183,21 @@ func (d *DLQ) settle(id string, v keyVerdict) {
 	s := d.box.keys()[id]
 	switch {
 	case s == nil:
-	case v == keyDone:
+	case news.verdict == keyDone:
 		d.ack(s, "settled", 0)
-	case s.letter.InDoubt != (v == keyUnknown):
-		d.doubt(s, v == keyUnknown)
+	case news.verdict == keyUnknown && !s.letter.InDoubt:
+		d.doubt(s, true, time.Time{})
+	case s.letter.InDoubt && s.letter.clearedBy(news):
+		d.doubt(s, false, time.Time{})
 	}
 }
 
-// doubt says of a letter that it is in doubt, or is not any more, which is news; the lock is held.
-func (d *DLQ) doubt(s *letterSlot, doubt bool) {
+// doubt says of a letter that it is in doubt, or is not any more, which is news; the lock is held. since is for a doubt
+// that came with an import.
+func (d *DLQ) doubt(s *letterSlot, doubt bool, since time.Time) {
 	s.waits = 0
 	d.box.change(s, func(l *Letter) {
-		l.InDoubt = doubt
+		l.setDoubt(doubt, since)
 		l.Next = time.Now().Add(d.backoff(0))
 	})
 	d.wake()

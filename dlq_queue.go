@@ -53,6 +53,7 @@ func (d *DLQ) admit(ctx context.Context, l Letter, road leg, wait bool) (*Letter
 	l.strip()
 	l.ID = or(l.ID, newLetterID())
 	l.Leased = false
+	l.setDoubt(l.InDoubt, l.DoubtSince)
 	l.bound(l.First, d.cfg.maxAge(l.Operation))
 	p, err := d.admitNow(&l, road, wait)
 	if wait && errors.Is(err, errNoRoom) {
@@ -276,7 +277,10 @@ func (d *DLQ) refused(l *Letter, err error) {
 func (d *DLQ) join(s *letterSlot, l *Letter) placed {
 	d.counters.Merged++
 	last := LetterAttempt{Time: l.Last, Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode}
-	d.box.change(s, func(old *Letter) { d.failAgain(old, last, l.InDoubt, true) })
+	d.box.change(s, func(old *Letter) {
+		d.failAgain(old, last, l.InDoubt, true)
+		old.DoubtSince = later(old.DoubtSince, l.DoubtSince)
+	})
 	d.tell(EventLetterAdded, s.letter, "merged")
 	d.wake()
 	return placed{s, s.letter, s.noted}

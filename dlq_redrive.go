@@ -152,10 +152,10 @@ func (d *DLQ) finish(ls *lease) {
 
 // lookUp asks what became of a letter in doubt. settled: there is nothing to send.
 func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
-	verdict := keyUnknown
+	var news keyNews
 	if d.reconcile != nil {
 		_ = d.guard(ls.letter.Operation, func() error { // a panic tells nothing about the key
-			verdict = d.reconcile(ls.ctx, ls.letter.Key)
+			news = d.reconcile(ls.ctx, ls.letter.Key)
 			return nil
 		})
 	}
@@ -164,8 +164,12 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 	if !d.holdsLease(ls.slot, ls.token) {
 		return d.goneElsewhere(ls), true
 	}
-	if !ls.slot.letter.InDoubt { // the news came from elsewhere while we asked
+	verdict := news.verdict
+	switch l := ls.slot.letter; {
+	case !l.InDoubt: // the news came from elsewhere while we asked
 		verdict = keyNotApplied
+	case verdict == keyNotApplied && !l.clearedBy(news): // of what another process sent, we have learned nothing
+		verdict = keyUnknown
 	}
 	result = RedriveResult{Status: RedriveInDoubt, LetterID: ls.letter.ID, Err: ErrInDoubt}
 	s, enough := ls.slot, d.cfg.Attempts >= 0 && ls.letter.Attempts >= d.cfg.Attempts
@@ -175,14 +179,14 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 		d.ack(s, "settled", 0)
 		return RedriveResult{Status: RedriveDone, LetterID: ls.letter.ID}, true
 	case verdict == keyNotApplied && !enough:
-		d.box.change(s, func(l *Letter) { l.InDoubt = false })
+		d.box.change(s, func(l *Letter) { l.setDoubt(false, time.Time{}) })
 		ls.letter = s.letter
 		return result, false
 	}
 	d.counters.Redriven++
 	s.token = 0
 	if verdict == keyNotApplied {
-		d.park(s, "attempts", func(l *Letter) { l.InDoubt = false; l.Redrives++ })
+		d.park(s, "attempts", func(l *Letter) { l.setDoubt(false, time.Time{}); l.Redrives++ })
 		result.Status = RedriveParked
 		return result, true
 	}

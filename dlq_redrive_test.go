@@ -442,10 +442,10 @@ func TestD14_LettersInDoubtAreLookedUpNotSent(t *testing.T) {
 		var asked atomic.Int32
 		var parked atomic.Int32
 		d := mustDLQ(t, DLQConfig{OnParked: func(Letter) { parked.Add(1) }})
-		d.reconcile = func(_ context.Context, key string) keyVerdict {
+		d.reconcile = func(_ context.Context, key string) keyNews {
 			require.Equal(t, "k", key)
 			asked.Add(1)
-			return keyVerdict(verdict.Load())
+			return keyNews{verdict: keyVerdict(verdict.Load())} // of our own sends: the doubt is about those
 		}
 		w := &dlqWorld{answer: dlqStatus(500)}
 		rt := d.Wrap(w)
@@ -490,14 +490,14 @@ func TestD14_WithoutALookUpDoubtLastsUntilEvidenceComes(t *testing.T) {
 		time.Sleep(48 * time.Hour)
 		require.Equal(t, LetterInDoubt, dlqOnly(t, d).State())
 		require.True(t, d.holds("k"))
-		d.settle("other", keyDone)
-		d.settle("k", keyUnknown)
+		d.settle("other", keyNews{verdict: keyDone})
+		d.settle("k", keyNews{verdict: keyUnknown})
 		w.set(dlqError(&Error{Layer: "t", Err: ErrInDoubt}))
-		d.settle("k", keyNotApplied)
+		d.settle("k", keyNews{verdict: keyNotApplied})
 		time.Sleep(2 * time.Second)
 		require.Len(t, w.calls(), 2)
 		require.True(t, dlqOnly(t, d).InDoubt)
-		d.settle("k", keyDone)
+		d.settle("k", keyNews{verdict: keyDone})
 		require.Zero(t, d.Len())
 		require.False(t, d.holds("k"))
 		dlqConserved(t, d)

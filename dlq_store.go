@@ -130,7 +130,7 @@ func (d *DLQ) takeIn(l *Letter) {
 			l, older = older, l
 		}
 		kept := *l
-		kept.InDoubt = l.InDoubt || older.InDoubt
+		kept.setDoubt(l.InDoubt || older.InDoubt, later(l.DoubtSince, older.DoubtSince))
 		l = &kept
 		d.journal.later(older.ID, nil)
 		d.journal.later(l.ID, l)

@@ -105,7 +105,7 @@ func (w *lettersWorld) start() {
 		},
 	})
 	require.NoError(w.t, err)
-	d.reconcile = func(context.Context, string) keyVerdict { return keyVerdict(w.draw(3)) }
+	d.reconcile = func(context.Context, string) keyNews { return newsNow(keyVerdict(w.draw(3))) }
 	w.d, w.rt = d, d.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 		time.Sleep(time.Duration(w.draw(30)) * time.Millisecond)
 		if w.chance(15) {
@@ -193,7 +193,7 @@ func (w *lettersWorld) step() {
 			})
 		}
 	case 9:
-		d.settle(key, keyVerdict(w.rng.IntN(3)))
+		d.settle(key, newsNow(keyVerdict(w.rng.IntN(3))))
 	case 10:
 		w.mu.Lock()
 		w.bad = w.rng.IntN(3) == 0

@@ -304,8 +304,8 @@ func TestDLQStore_EveryChangeIsWrittenAndTheLastStateWins(t *testing.T) {
 		require.True(t, same().InDoubt || same().Attempts > 0)
 		require.NoError(t, d.Requeue(id))
 		for range 20 {
-			d.settle("k", keyUnknown)
-			d.settle("k", keyNotApplied)
+			d.settle("k", keyNews{verdict: keyUnknown})
+			d.settle("k", keyNews{verdict: keyNotApplied})
 		}
 		require.False(t, same().InDoubt)
 		d.supersede("", time.Now())
@@ -379,7 +379,7 @@ func TestDLQStore_CloseBringsTheRestThere(t *testing.T) {
 		require.Equal(t, dlqOnly(t, d), s.get(id))
 
 		p.set(func(context.Context, string, string, func()) error { time.Sleep(time.Hour); return nil })
-		d.settle("k", keyUnknown)
+		d.settle("k", keyNews{verdict: keyUnknown})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		require.ErrorIs(t, d.close(ctx), context.DeadlineExceeded)
@@ -417,7 +417,7 @@ func TestDLQStore_ANewQueueGoesOn(t *testing.T) {
 		// How ids of keys are made may become known later.
 		d.box.keyID = letterKeyHash
 		require.True(t, d.holds(letterKeyHash(want[0].Key)))
-		d.settle(letterKeyHash(want[0].Key), keyDone)
+		d.settle(letterKeyHash(want[0].Key), keyNews{verdict: keyDone})
 		require.Len(t, d.List(LetterFilter{}), len(want)-1)
 		dlqConserved(t, d)
 	})
@@ -646,7 +646,7 @@ func TestDLQStore_SettledWhileItArrives(t *testing.T) {
 				told <- err
 			}()
 			synctest.Wait()
-			d.settle("k", verdict)
+			d.settle("k", keyNews{verdict: verdict})
 			require.ErrorIs(t, <-told, ErrParked)
 			onDisk(t, d)
 			dlqConserved(t, d)

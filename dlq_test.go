@@ -162,7 +162,7 @@ func TestDLQNilAndOff(t *testing.T) {
 	require.Equal(t, RedriveEmpty, off.Redrive(t.Context()).Status)
 	off.Handle("a", nil)
 	off.addRoad(nil)
-	off.settle("k", keyDone)
+	off.settle("k", keyNews{verdict: keyDone})
 	require.False(t, off.holds("k"))
 	require.NoError(t, off.close(t.Context()))
 	_, ok := off.Get("a")

@@ -57,8 +57,14 @@ type Letter struct {
 	// NotAfter is what [WithExpiry] said; requeueing does not move it. Zero: nothing.
 	NotAfter time.Time
 
-	// InDoubt: the request may have taken effect. Such a letter is looked up, never sent.
+	// InDoubt: the request may have taken effect. Such a letter is looked up, never sent. It ends when it is found out what
+	// became of its key, by [Idempotency.Resolve] of a key that is in doubt here, or when the letter is deleted and added
+	// with InDoubt false.
 	InDoubt bool
+	// DoubtSince is when a doubt last came with an import, by the clock of the keys. What this process knows of its own
+	// sends, and what was settled here before, says nothing about what another process sent: only what is said of the key
+	// as a whole, and later, ends such a doubt. Zero: the doubt, if any, is about sends of this process. Add keeps it.
+	DoubtSince time.Time
 	// Parked: redriving has given the letter up, see ParkedReason. It stays until it is requeued, deleted, or settled.
 	Parked bool
 	// ParkedReason is "attempts", "poison", "expired", "disputed" or "redacted".
@@ -192,6 +198,31 @@ func (l *Letter) strip() {
 	}
 }
 
+// clearedBy reports whether the news end a doubt of the letter.
+func (l *Letter) clearedBy(news keyNews) bool {
+	return news.verdict == keyNotApplied && (l.DoubtSince.IsZero() || news.asOf.After(l.DoubtSince))
+}
+
+// outlives reports whether the letter stays when a call with its key gets an answer: a refusal says nothing about what
+// another process sent.
+func (l *Letter) outlives(status int) bool { return !l.DoubtSince.IsZero() && status/100 != 2 }
+
+// setDoubt says whether the letter is in doubt, and since which import; without doubt there is no such time.
+func (l *Letter) setDoubt(doubt bool, since time.Time) {
+	l.InDoubt, l.DoubtSince = doubt, time.Time{}
+	if doubt {
+		l.DoubtSince = since
+	}
+}
+
+// later is the safe one of two DoubtSince: less counts after it.
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
 // effect is unset only for work that is not HTTP and whose effect nobody named.
 func (l *Letter) effect() Effect {
 	if l.Call.Effect == EffectUnset && l.Method != "" {
@@ -253,7 +284,7 @@ func (l *Letter) writable() bool {
 	for _, a := range l.History {
 		ok = ok && writable(a.Time)
 	}
-	return ok
+	return ok && writable(l.DoubtSince)
 }
 
 // writable reports whether a time can be exported: JSON knows four digits for a year.

@@ -113,10 +113,17 @@ func sameRequest(a, b *Letter) bool {
 // Import adds the letters of an export, with their attempts and due times; due ones are redriven in the order of the
 // export. Letters that are here already, by id or by key, are left as they are, with one exception: where the one in the file
 // is in doubt, the one here with its key is in doubt from then on, even if the rest does not get into the store. For what is
-// known there about a key is true here: it may have taken effect. Everything is read and checked before anything is changed: a file that is not whole, was altered, has another version, or holds more than fits
-// ([ErrLettersFull], whatever the overflow policy) is refused as a whole; so is one that does not get into DLQConfig.Store
-// within a minute (ErrLettersFull joined to the reason). A sealed export needs DLQConfig.Open; one that is not is taken all
-// the same. Register functions with Handle before.
+// known there about a key is true here: it may have taken effect.
+//
+// A doubt that an import brings (Letter.DoubtSince) is about what another process sent. It ends when the key is found to
+// have taken effect; by [Idempotency.Resolve], from then on; by the user's choices, ServerKeysTrust while the API knows the
+// key, and AssumeAbsentAfter when as much time has passed since the import; or when the letter is deleted and added with
+// InDoubt false. It does not end because a send of this process was refused, nor by what was settled here before.
+//
+// Everything is read and checked before anything is changed: a file that is not whole, was altered, has another version,
+// or holds more than fits ([ErrLettersFull], whatever the overflow policy) is refused as a whole; so is one that does not
+// get into DLQConfig.Store within a minute (ErrLettersFull joined to the reason). A sealed export needs DLQConfig.Open; one
+// that is not is taken all the same. Register functions with Handle before.
 func (d *DLQ) Import(r io.Reader) error {
 	if d == nil {
 		return fmt.Errorf("%w: there is no queue", ErrLettersFull)
@@ -125,6 +132,7 @@ func (d *DLQ) Import(r io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("dlq: import: %w", err)
 	}
+	d.date(letters)
 	for {
 		all, coming, err := d.expectAll(letters)
 		switch {
@@ -138,6 +146,18 @@ func (d *DLQ) Import(r io.Reader) error {
 	}
 }
 
+// date notes since when the doubts of a file count here. A file that brings a later time keeps it: by a clock that was
+// ahead, things may have been settled up to then.
+func (d *DLQ) date(letters []*Letter) {
+	now := time.Now()
+	if d.keyClock != nil {
+		now = d.keyClock()
+	}
+	for _, l := range letters {
+		l.setDoubt(l.InDoubt, later(now, l.DoubtSince))
+	}
+}
+
 // expectAll gives the letters that are not here yet their places, all or none.
 func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}, err error) {
 	d.mu.Lock()
@@ -146,7 +166,7 @@ func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}
 		return nil, nil, ErrClosed
 	}
 	var fresh []*Letter
-	var doubted []*letterSlot
+	var doubts []doubted
 	var size int64
 	for _, l := range letters {
 		byID, byKey := d.box.byID[l.ID], d.box.ofKey(l.Key)
@@ -159,18 +179,16 @@ func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}
 		case byID == nil && byKey == nil:
 			fresh = append(fresh, l)
 			size += l.size()
-		case byKey != nil && l.InDoubt && !byKey.letter.InDoubt:
-			doubted = append(doubted, byKey)
+		case byKey != nil && l.InDoubt:
+			doubts = append(doubts, doubted{byKey, l.DoubtSince})
 		}
 	}
 	if len(fresh) > 0 && !d.fits(len(fresh), size) {
 		return nil, nil, fmt.Errorf("dlq: import of %d letters: %w", len(fresh), ErrLettersFull)
 	}
-	for _, s := range doubted { // at once: it must not be sent while the others arrive
-		d.counters.Merged++
-		d.doubt(s, true)
-		d.tell(EventLetterAdded, s.letter, "merged")
-		all = append(all, placed{s, s.letter, s.noted})
+	for _, o := range doubts { // at once: it must not be sent while the others arrive
+		d.passDoubt(o.slot, o.since)
+		all = append(all, placed{o.slot, o.slot.letter, o.slot.noted})
 	}
 	for _, l := range fresh {
 		s := d.box.expect(l, nil)
@@ -180,6 +198,26 @@ func (d *DLQ) expectAll(letters []*Letter) (all []placed, coming <-chan struct{}
 		}
 	}
 	return all, nil, nil
+}
+
+// doubted is a letter of the queue that an import says to be in doubt.
+type doubted struct {
+	slot  *letterSlot
+	since time.Time
+}
+
+// passDoubt has a letter in doubt since an import. For one that is in doubt already this is no news, but it now is about
+// what another process sent, too: less counts against it.
+func (d *DLQ) passDoubt(s *letterSlot, since time.Time) {
+	since = later(since, s.letter.DoubtSince)
+	switch {
+	case !s.letter.InDoubt:
+		d.counters.Merged++
+		d.doubt(s, true, since)
+		d.tell(EventLetterAdded, s.letter, "merged")
+	case !since.Equal(s.letter.DoubtSince):
+		d.box.change(s, func(l *Letter) { l.DoubtSince = since })
+	}
 }
 
 // landAll returns when all letters of an import are in the store, and in the queue; where one does not get there, none
@@ -356,6 +394,7 @@ type letterLine struct {
 	Expires      time.Time              `json:"expires,omitzero"`
 	NotAfter     time.Time              `json:"not_after,omitzero"`
 	InDoubt      bool                   `json:"in_doubt,omitempty"`
+	DoubtSince   time.Time              `json:"doubt_since,omitzero"`
 	Parked       bool                   `json:"parked,omitempty"`
 	ParkedReason string                 `json:"parked_reason,omitempty"`
 	Superseded   bool                   `json:"superseded,omitempty"`
@@ -389,7 +428,8 @@ func lineOf(l *Letter) letterLine {
 		},
 		Method: l.Method, URL: exactText(l.URL), Host: exactText(l.Host), Body: l.Body, NeedsAuth: l.NeedsAuth,
 		Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode, Attempts: l.Attempts, Redrives: l.Redrives,
-		First: l.First.UTC(), Last: l.Last.UTC(), Next: l.Next.UTC(), Expires: l.Expires.UTC(), NotAfter: l.NotAfter.UTC(), InDoubt: l.InDoubt,
+		First: l.First.UTC(), Last: l.Last.UTC(), Next: l.Next.UTC(), Expires: l.Expires.UTC(), NotAfter: l.NotAfter.UTC(),
+		InDoubt: l.InDoubt, DoubtSince: l.DoubtSince.UTC(),
 		Parked: l.Parked, ParkedReason: l.ParkedReason, Superseded: l.Superseded, Redacted: l.Redacted,
 	}
 	for name, values := range l.Header {
@@ -413,7 +453,8 @@ func (w letterLine) letter() (*Letter, error) {
 		ID: string(w.ID), Operation: string(w.Operation), Key: string(w.Key), Named: w.Named,
 		Method: w.Method, URL: string(w.URL), Host: string(w.Host), Body: w.Body, NeedsAuth: w.NeedsAuth,
 		Cause: w.Cause, Detail: w.Detail, StatusCode: w.StatusCode, Attempts: w.Attempts, Redrives: w.Redrives,
-		First: w.First.UTC(), Last: w.Last.UTC(), Next: w.Next.UTC(), Expires: w.Expires.UTC(), NotAfter: w.NotAfter.UTC(), InDoubt: w.InDoubt,
+		First: w.First.UTC(), Last: w.Last.UTC(), Next: w.Next.UTC(), Expires: w.Expires.UTC(), NotAfter: w.NotAfter.UTC(),
+		InDoubt: w.InDoubt, DoubtSince: w.DoubtSince.UTC(),
 		Parked: w.Parked, ParkedReason: w.ParkedReason, Superseded: w.Superseded, Redacted: w.Redacted,
 	}
 	l.Call.Operation, l.Call.Resource = string(w.Call.Operation), string(w.Call.Resource)
@@ -453,6 +494,7 @@ func (w letterLine) letter() (*Letter, error) {
 // tidy holds for every letter that comes from a file or a store, whatever the file says.
 func (l *Letter) tidy() {
 	l.Leased = false
+	l.setDoubt(l.InDoubt, l.DoubtSince)
 	l.strip()
 	if l.Redacted && !l.Parked {
 		l.Parked, l.ParkedReason = true, "redacted"

@@ -39,7 +39,7 @@ func dlqVaried(t testing.TB) *DLQ {
 			Attempts: 3, Redrives: 7, NotAfter: now.Add(time.Minute),
 			History: []LetterAttempt{{now, "status", "status 503", 503}, {now.Add(1), "timeout", "", 0}},
 		},
-		{ID: "doubt", InDoubt: true}, {ID: "parked", Parked: true, ParkedReason: "attempts"}, {ID: "old", Superseded: true},
+		{ID: "doubt", InDoubt: true, DoubtSince: now}, {ID: "parked", Parked: true, ParkedReason: "attempts"}, {ID: "old", Superseded: true},
 	} {
 		l.Operation = or(l.Operation, "op")
 		l.First = now.Add(time.Duration(-i) * time.Second)
@@ -53,7 +53,7 @@ func dlqVaried(t testing.TB) *DLQ {
 func dlqPlain(list []Letter) []Letter {
 	for i := range list {
 		l := &list[i]
-		for _, at := range []*time.Time{&l.First, &l.Last, &l.Next, &l.Expires, &l.NotAfter} {
+		for _, at := range []*time.Time{&l.First, &l.Last, &l.Next, &l.Expires, &l.NotAfter, &l.DoubtSince} {
 			*at = at.Round(0).UTC()
 		}
 		for j := range l.History {
@@ -64,27 +64,29 @@ func dlqPlain(list []Letter) []Letter {
 }
 
 func TestD16_ExportAndImportKeepEverything(t *testing.T) {
-	d := dlqVaried(t)
-	file := dlqExport(t, d)
-	require.NotContains(t, string(file), "Authorization")
-	into := mustDLQ(t, DLQConfig{})
-	require.NoError(t, into.Import(bytes.NewReader(file)))
-	require.Equal(t, dlqPlain(d.List(LetterFilter{})), dlqPlain(into.List(LetterFilter{})))
-	require.Equal(t, file, dlqExport(t, into))
-	require.NoError(t, into.Import(bytes.NewReader(file)), "a second time changes nothing")
-	require.Equal(t, file, dlqExport(t, into))
-	dlqConserved(t, into)
+	synctest.Test(t, func(t *testing.T) { // doubts come with an import at the same moment
+		d := dlqVaried(t)
+		file := dlqExport(t, d)
+		require.NotContains(t, string(file), "Authorization")
+		into := mustDLQ(t, DLQConfig{})
+		require.NoError(t, into.Import(bytes.NewReader(file)))
+		require.Equal(t, dlqPlain(d.List(LetterFilter{})), dlqPlain(into.List(LetterFilter{})))
+		require.Equal(t, file, dlqExport(t, into))
+		require.NoError(t, into.Import(bytes.NewReader(file)), "a second time changes nothing")
+		require.Equal(t, file, dlqExport(t, into))
+		dlqConserved(t, into)
 
-	var header, trailer map[string]any
-	lines := bytes.Split(bytes.TrimSpace(file), []byte("\n"))
-	require.Len(t, lines, 6)
-	require.NoError(t, json.Unmarshal(lines[0], &header))
-	require.Equal(t, map[string]any{"format": "resilience.letters", "version": 1.0, "count": 4.0}, header)
-	require.NoError(t, json.Unmarshal(lines[5], &trailer))
-	require.Contains(t, trailer, "sha256")
+		var header, trailer map[string]any
+		lines := bytes.Split(bytes.TrimSpace(file), []byte("\n"))
+		require.Len(t, lines, 6)
+		require.NoError(t, json.Unmarshal(lines[0], &header))
+		require.Equal(t, map[string]any{"format": "resilience.letters", "version": 1.0, "count": 4.0}, header)
+		require.NoError(t, json.Unmarshal(lines[5], &trailer))
+		require.Contains(t, trailer, "sha256")
 
-	empty := dlqExport(t, mustDLQ(t, DLQConfig{}))
-	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(empty)))
+		empty := dlqExport(t, mustDLQ(t, DLQConfig{}))
+		require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(empty)))
+	})
 }
 
 func TestD16_AfterARestartRedrivingGoesOnInOrder(t *testing.T) {
@@ -178,7 +180,9 @@ func TestD16_ImportPassesDoubtOnToTheLetterOfTheKey(t *testing.T) {
 		file := inDoubtFile(t)
 		var sent, known atomic.Int64
 		d := mustDLQ(t, DLQConfig{Rate: -1})
-		d.reconcile = func(context.Context, string) keyVerdict { return []keyVerdict{keyUnknown, keyNotApplied}[known.Load()] }
+		d.reconcile = func(context.Context, string) keyNews {
+			return newsNow([]keyVerdict{keyUnknown, keyNotApplied}[known.Load()])
+		}
 		d.Handle("op", func(_ context.Context, l Letter) error {
 			if l.Key == "k" {
 				sent.Add(1)
@@ -192,7 +196,8 @@ func TestD16_ImportPassesDoubtOnToTheLetterOfTheKey(t *testing.T) {
 		require.NoError(t, d.Import(bytes.NewReader(file)))
 		l, _ := d.Get("here")
 		require.Equal(t, LetterInDoubt, l.State())
-		l.InDoubt, l.Next = false, before.Next
+		require.Equal(t, time.Now(), l.DoubtSince)
+		l.InDoubt, l.DoubtSince, l.Next = false, time.Time{}, before.Next
 		require.Equal(t, before, l, "the rest is as it was")
 		_, there := d.Get("there")
 		require.False(t, there)
@@ -323,15 +328,18 @@ func TestD16_EveryPrefixAndEveryFlippedByteIsRefused(t *testing.T) {
 func FuzzDLQImport(f *testing.F) {
 	f.Add(dlqExport(f, dlqVaried(f)))
 	f.Add([]byte("{\"format\":\"resilience.letters\",\"version\":1,\"count\":1}\n{}\n"))
+	noon := func() time.Time { return time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC) } // an import dates doubts
 	f.Fuzz(func(t *testing.T, file []byte) {
 		for _, in := range [][]byte{file, []byte(dlqReseal(string(file) + "\n\n"))} {
 			d := mustDLQ(t, DLQConfig{})
+			d.keyClock = noon
 			if err := d.Import(bytes.NewReader(in)); err != nil {
 				require.Zero(t, d.Stats())
 				continue
 			}
 			dlqConserved(t, d)
 			again := mustDLQ(t, DLQConfig{})
+			again.keyClock = noon
 			require.NoError(t, again.Import(bytes.NewReader(dlqExport(t, d))))
 			require.Equal(t, dlqPlain(d.List(LetterFilter{})), dlqPlain(again.List(LetterFilter{})))
 		}

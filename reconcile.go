@@ -528,6 +528,19 @@ func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) Record {
 	return next
 }
 
+// absentAsOf says of a key that was not applied how far that reaches: nothing that anybody sent before has taken effect.
+// Zero: the record says so only of what is in it, whose sends were refused. The operator speaks of the key, whoever sent;
+// and so does the user's choice, of whatever has been on its way for long enough.
+func (i *Idempotency) absentAsOf(rec Record) time.Time {
+	switch {
+	case rec.Evidence == "operator":
+		return rec.Settled
+	case rec.Evidence == "assumed" && i.cfg.AssumeAbsentAfter > 0:
+		return i.store.Now().Add(-i.cfg.AssumeAbsentAfter)
+	}
+	return time.Time{}
+}
+
 // find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
 func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 	i.counts.lookups.Add(1)

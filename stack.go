@@ -264,30 +264,32 @@ func (s *Stack) wireKeys() {
 		if r.Resource != "" {
 			s.Fallback.Invalidate(r.Resource) // the caller may have left before it happened
 		}
-		s.DLQ.settle(id, verdictOf(r))
+		s.DLQ.settle(id, s.newsOf(r))
 	}
 	if s.DLQ == nil {
 		return
 	}
 	s.DLQ.box.keyID = s.Idempotency.ID
 	s.Idempotency.pinned = s.DLQ.holds
-	s.DLQ.reconcile = func(ctx context.Context, key string) keyVerdict {
+	s.DLQ.keyClock = s.Idempotency.store.Now
+	s.DLQ.reconcile = func(ctx context.Context, key string) keyNews {
 		rec := s.Idempotency.standing(ctx, key)
 		if s.Idempotency.mayResend(rec) {
-			return keyNotApplied // by the user's choice it may be sent again
+			return keyNews{keyNotApplied, s.Idempotency.store.Now()} // by the user's choice it may be sent again
 		}
-		return verdictOf(rec)
+		return s.newsOf(rec)
 	}
 }
 
-func verdictOf(r Record) keyVerdict {
+// newsOf is what the record of a key says to the letter of the key.
+func (s *Stack) newsOf(r Record) keyNews {
 	switch r.State {
 	case KeyConfirmed:
-		return keyDone
+		return keyNews{verdict: keyDone}
 	case KeyNotApplied:
-		return keyNotApplied
+		return keyNews{keyNotApplied, s.Idempotency.absentAsOf(r)}
 	}
-	return keyUnknown // also a free key: a store that has forgotten proves nothing
+	return keyNews{} // also a free key: a store that has forgotten proves nothing
 }
 
 // redrive sends a letter the way its request came.

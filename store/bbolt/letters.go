@@ -156,6 +156,7 @@ const (
 	letterSuperseded
 	letterRedacted
 	letterHistory
+	letterDoubtSince
 )
 
 const (
@@ -206,6 +207,7 @@ func encodeLetter(l resilience.Letter) []byte {
 	if l.History != nil {
 		w.field(letterHistory, appendHistory(nil, l.History))
 	}
+	w.time(letterDoubtSince, l.DoubtSince)
 	return binary.BigEndian.AppendUint32(w.buf, checksum(l.ID, w.buf))
 }
 
@@ -358,6 +360,8 @@ func decodeFate(l *resilience.Letter, number int, v *reader, newer *error) (know
 		l.Redacted = true
 	case letterHistory:
 		l.History = v.history(newer)
+	case letterDoubtSince:
+		l.DoubtSince = v.time()
 	default:
 		return false
 	}

@@ -45,7 +45,7 @@ func sampleLetter() resilience.Letter {
 		},
 		Method: "POST", URL: "u\xff", Host: "h", Header: http.Header{"A": {"\xff", ""}, "B": {}}, Body: []byte{0, 255}, NeedsAuth: true,
 		Cause: "c", Detail: "d", StatusCode: 503, Attempts: 2, Redrives: 3, First: at, Last: at, Next: at, Expires: at, NotAfter: at,
-		InDoubt: true, Parked: true, ParkedReason: "p", Superseded: true, Redacted: true,
+		InDoubt: true, DoubtSince: at, Parked: true, ParkedReason: "p", Superseded: true, Redacted: true,
 		History: []resilience.LetterAttempt{{Time: at, Cause: "c", Detail: "d", StatusCode: 503}, {}},
 	}
 }
@@ -68,9 +68,21 @@ func TestLetters_Version1(t *testing.T) {
 	require.NoError(t, err)
 	got, err := decodeLetter("id", b)
 	require.NoError(t, err)
+	first := sampleLetter()
+	first.DoubtSince = time.Time{}
+	require.Equal(t, first, got)
+	require.Equal(t, goldenLetter, hex.EncodeToString(encodeLetter(first)))
+
+	b, err = hex.DecodeString(goldenDoubtSince)
+	require.NoError(t, err)
+	got, err = decodeLetter("id", b)
+	require.NoError(t, err)
 	require.Equal(t, sampleLetter(), got)
-	require.Equal(t, goldenLetter, hex.EncodeToString(encodeLetter(sampleLetter())))
+	require.Equal(t, goldenDoubtSince, hex.EncodeToString(encodeLetter(sampleLetter())))
 }
+
+// goldenDoubtSince has every field, goldenLetter those that there were at first.
+const goldenDoubtSince = "0101026f7002016b03000402636f050103060103070103080101090580a8d6b9070a037265730b04504f53540c0275ff0d01680e0a0201410201ff000142000f0200ff10001101631201641302ee071401041501061606c09ba2b00d051706c09ba2b00d051806c09ba2b00d051906c09ba2b00d051a06c09ba2b00d051b001c001d01701e001f00201502120106c09ba2b00d050201630301640402ee07002106c09ba2b00d05d3dd6af8"
 
 const goldenLetter = "0101026f7002016b03000402636f050103060103070103080101090580a8d6b9070a037265730b04504f53540c0275ff0d01680e0a0201410201ff000142000f0200ff10001101631201641302ee071401041501061606c09ba2b00d051706c09ba2b00d051806c09ba2b00d051906c09ba2b00d051a06c09ba2b00d051b001c001d01701e001f00201502120106c09ba2b00d050201630301640402ee07002a88f1a5"
 

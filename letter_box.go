@@ -265,7 +265,7 @@ func (b *letterBox) olderThan(resource string, t time.Time) *letterSlot {
 	if q == nil {
 		return nil
 	}
-	if s, ok := q.Peek(); ok && s.letter.First.Before(t) {
+	if s, ok := q.Peek(); ok && b.elapsed(s.letter.First) < b.elapsed(t) {
 		return s
 	}
 	return nil

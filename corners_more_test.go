@@ -340,3 +340,114 @@ func TestT04_ADeadlineWithACauseIsADeadline(t *testing.T) {
 		require.ErrorContains(t, err, "mine")
 	})
 }
+
+// After RoundTrip has returned the request is its caller's again, though the work may go on: neither a flight nor an
+// attempt that was left behind may look at it. The race detector tells.
+func TestCorner_TheRequestIsTheCallersAgain(t *testing.T) {
+	for name, wrap := range map[string]func(t *testing.T, rt http.RoundTripper) http.RoundTripper{
+		"flight": func(t *testing.T, rt http.RoundTripper) http.RoundTripper {
+			return newIdem(t, IdempotencyConfig{}).Wrap(rt)
+		},
+		"attempt left behind": func(t *testing.T, rt http.RoundTripper) http.RoundTripper {
+			return newTime(t, TimeoutConfig{Request: time.Second}).Wrap(rt)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				seen := make(chan string, 1)
+				rt := wrap(t, RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					time.Sleep(time.Minute) // whatever its context says
+					seen <- req.Header.Get("X-Tag") + req.URL.Path
+					return reply(200, "late"), nil
+				}))
+				ctx, cancel := context.WithTimeout(WithIdempotencyKey(t.Context(), "k"), 2*time.Second)
+				defer cancel()
+				req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://api.test/a", nil)
+				require.NoError(t, err)
+				req.Header.Set("X-Tag", "mine")
+				_, err = rt.RoundTrip(req) //nolint:bodyclose // there is none
+				require.Error(t, err)
+				req.Header.Set("X-Tag", "another's")
+				req.URL.Path = "/b"
+				require.Equal(t, "mine/a", <-seen)
+			})
+		})
+	}
+}
+
+func TestDetached_HasNothingOfTheCallers(t *testing.T) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api.test/a", io.NopCloser(nil))
+	require.NoError(t, err)
+	req.GetBody = func() (io.ReadCloser, error) { return nil, io.EOF }
+	req.Cancel = make(chan struct{}) //nolint:staticcheck // http.Client still sets it
+	req.Header.Set("X-Tag", "mine")
+	own := detached(t.Context(), req)
+	require.Nil(t, own.Body)
+	require.Nil(t, own.GetBody)
+	require.Nil(t, own.Cancel) //nolint:staticcheck // as above
+	own.Header.Set("X-Tag", "own")
+	own.URL.Path = "/own"
+	require.Equal(t, "mine", req.Header.Get("X-Tag"))
+	require.Equal(t, "/a", req.URL.Path)
+}
+
+// http.Client cancels a foreign transport through Request.Cancel, with an error of no type: it must not get that far.
+func TestCorner_CancelDoesNotGoDown(t *testing.T) {
+	for name, rt := range map[string]func(http.RoundTripper) http.RoundTripper{
+		"own goroutine": newTime(t, TimeoutConfig{}).Wrap, "in place": newTime(t, TimeoutConfig{Cooperative: true}).Wrap,
+	} {
+		c := &http.Client{Timeout: time.Hour, Transport: rt(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			require.Nil(t, req.Cancel, name) //nolint:staticcheck // http.Client still sets it
+			return reply(200, ""), nil
+		}))}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/", nil)
+		require.NoError(t, err)
+		resp, err := c.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+	}
+}
+
+// The context that a budget makes below a foreign one ends with the call, or it would hang on to a caller's that lasts.
+func TestTimeout_TheBudgetsOwnContextEnds(t *testing.T) {
+	l := newTime(t, TimeoutConfig{})
+	type tag struct{}
+	foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+			return next.RoundTrip(r.WithContext(context.WithValue(r.Context(), tag{}, 1)))
+		})
+	})
+	b, err := NewBreaker(BreakerConfig{})
+	require.NoError(t, err)
+	var below context.Context
+	_, err = fetch(t.Context(), t, Chain(b, foreign, l.Budget()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		below = req.Context()
+		require.NoError(t, below.Err())
+		return reply(200, ""), nil
+	})))
+	require.NoError(t, err)
+	require.ErrorIs(t, below.Err(), context.Canceled)
+}
+
+// A hedger that panics leaves its send to the flight, which waits for it before it says what became of the key.
+func TestCorner_AHedgersPanicLeavesItsSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return reply(201, `{"call_id":"call_1"}`), nil
+		}}
+		hedge := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+				go func() { _, _ = next.RoundTrip(r) }() //nolint:bodyclose // nobody reads it
+				time.Sleep(time.Millisecond)
+				panic("hedger")
+			})
+		})
+		require.PanicsWithValue(t, "hedger", func() {
+			_, _ = cornerPost(WithIdempotencyKey(t.Context(), "k"), Chain(i.Claim(), hedge, i.Intent()).Wrap(p), dialBody)
+		})
+		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"), "its answer had come when the panic was handed on")
+		require.Equal(t, 1, p.rang())
+	})
+}

@@ -100,3 +100,20 @@ func TestBreakerSet_ForgetsTheOneUnusedForLongest(t *testing.T) {
 	require.NotSame(t, b, s.Peek("b"))
 	require.Same(t, s.blank, s.Peek("b"))
 }
+
+// A circuit that has recovered costs its calls no look at the clock any more.
+func TestRefuse_NothingIsLeftAfterRecovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(testConfig(), "")
+		fail(t, g)
+		_, err := g.Refuse()
+		require.Error(t, err)
+		time.Sleep(50 * time.Millisecond)
+		ticket, _, err := g.Enter()
+		require.NoError(t, err)
+		require.Nil(t, g.shut.Load())
+		g.Leave(ticket, Result{Outcome: Success})
+		_, err = g.Refuse()
+		require.NoError(t, err)
+	})
+}

@@ -414,7 +414,7 @@ func TestTimeout_TheBudgetsOwnContextEnds(t *testing.T) {
 	type tag struct{}
 	foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
-			return next.RoundTrip(r.WithContext(context.WithValue(r.Context(), tag{}, 1)))
+			return next.RoundTrip(r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), tag{}, 1)))
 		})
 	})
 	b, err := NewBreaker(BreakerConfig{})
@@ -449,5 +449,31 @@ func TestCorner_AHedgersPanicLeavesItsSend(t *testing.T) {
 		})
 		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"), "its answer had come when the panic was handed on")
 		require.Equal(t, 1, p.rang())
+	})
+}
+
+// A circuit that opens just after it was asked, and has sent those home who waited, is asked again by whoever was not among
+// them yet.
+func TestBulkhead_ACircuitThatOpensBetweenAskingAndWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := NewBulkhead(BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1})
+		require.NoError(t, err)
+		asked := 0
+		b.refusal = func(Call) error {
+			if asked++; asked == 1 {
+				b.sendHome()
+				return nil
+			}
+			return ErrOpen
+		}
+		release, err := b.Acquire(t.Context(), PriorityNormal)
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		_, err = b.Acquire(ctx, PriorityNormal)
+		require.ErrorIs(t, err, ErrOpen)
+		require.Equal(t, 2, asked)
+		release()
+		require.Zero(t, b.Stats().InUse)
 	})
 }

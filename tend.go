@@ -1,0 +1,262 @@
+package resilience
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// What Run does for keys: it looks lost outcomes up, repeats writes that the store refused, frees what dead processes held,
+// and sweeps.
+
+const (
+	sweepBatch = 1024
+	tendEvery  = 10 * time.Second
+	// afterRefusal is when a look-up that our own side refused is tried again.
+	afterRefusal = 5 * time.Second
+)
+
+// run looks after keys until ctx ends: it looks lost outcomes up, repeats writes that the store refused, frees what dead
+// processes held, and sweeps.
+func (i *Idempotency) run(ctx context.Context) error {
+	for {
+		wait := i.tend(ctx)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-i.wake:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+// tend goes once over everything that is not settled and returns when to come again.
+func (i *Idempotency) tend(ctx context.Context) time.Duration {
+	for _, id := range i.unwritten.ids() {
+		i.rewrite(ctx, id)
+	}
+	next := tendEvery
+	open := map[string]Record{}
+	var failed error
+	for cursor := ""; ; {
+		page, after, err := i.unsettled(ctx, cursor, 256)
+		if err != nil {
+			failed = err
+			i.counts.storeErrors.Add(1)
+			break
+		}
+		for _, one := range i.tendAll(ctx, page) {
+			if one.due > 0 {
+				next = min(next, one.due)
+			}
+			if rec := one.rec; rec.State == KeyInDoubt || rec.State == KeyDisputed {
+				open[rec.ID] = Record{ID: rec.ID, State: rec.State, Settled: rec.Settled}
+			}
+		}
+		if cursor = after; cursor == "" || ctx.Err() != nil {
+			break
+		}
+	}
+	i.doubts.replace(open, failed != nil)
+	if _, err := i.sweep(ctx); err != nil {
+		i.counts.storeErrors.Add(1)
+	}
+	return max(next, time.Millisecond)
+}
+
+// lookupsAtOnce: one look-up that hangs must not keep hundreds of others waiting, and all together must not be a crowd.
+const lookupsAtOnce = 4
+
+// tended is a key after it was looked after, and when it is due again; 0: nothing is planned.
+type tended struct {
+	rec Record
+	due time.Duration
+}
+
+func (i *Idempotency) tendAll(ctx context.Context, page []Record) []tended {
+	results := make([]tended, len(page))
+	var g errgroup.Group
+	g.SetLimit(lookupsAtOnce)
+	for n, rec := range page {
+		g.Go(func() error {
+			results[n].rec, results[n].due = i.tendKey(ctx, rec)
+			return nil
+		})
+	}
+	_ = g.Wait() // none fails
+	return results
+}
+
+func (i *Idempotency) unsettled(ctx context.Context, cursor string, limit int) (page []Record, next string, err error) {
+	defer recoverAsError(&err)
+	return i.store.Unsettled(ctx, cursor, limit)
+}
+
+func (i *Idempotency) sweep(ctx context.Context) (n int, err error) {
+	defer recoverAsError(&err)
+	return i.store.Sweep(ctx, sweepBatch, i.isPinned())
+}
+
+func (i *Idempotency) rewrite(ctx context.Context, id string) {
+	o, ok := i.unwritten.get(id)
+	if !ok {
+		return
+	}
+	rec, err := i.read(ctx, id)
+	if err != nil {
+		return
+	}
+	e := o.event
+	e.now = i.store.Now()
+	next, err := transition(rec, e)
+	if err != nil { // the key has moved on without it
+		i.unwritten.drop(id)
+		return
+	}
+	if version, swapped, err := i.swap(ctx, rec.Version, next); err == nil && swapped {
+		next.Version = version
+		i.unwritten.drop(id)
+		i.changed(rec, next)
+		i.announce(next)
+	}
+}
+
+// tendKey does what is due for one key. It returns the record as it stands then, and when it is due again; 0: nothing is
+// planned.
+func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Duration) {
+	switch rec.State {
+	case KeySending:
+		e := keyEvent{kind: eventExpire, claim: i.identity()}
+		if next, err := i.advance(ctx, rec, e); err == nil {
+			return next, time.Millisecond
+		}
+	case KeyClaimed:
+		if i.flying(rec) {
+			return rec, 0 // it waits for longer than it thought
+		}
+		if rec.orphaned(i.identity()) || !i.store.Now().Before(rec.Lease) {
+			// Its owner died before sending anything.
+			rec, _ = i.advance(ctx, rec, keyEvent{kind: eventRelease, token: rec.Token, keep: i.cfg.TTL})
+		}
+	case KeyInDoubt:
+		return i.tendDoubt(ctx, rec)
+	}
+	return rec, 0
+}
+
+func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.Duration) {
+	if i.absentIn(rec) == time.Nanosecond {
+		return i.assumeAbsent(ctx, rec), 0
+	}
+	if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
+		return rec, i.absentIn(rec)
+	}
+	if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
+		return rec, due
+	}
+	rec = i.find(ctx, rec)
+	switch due := rec.NextLookup.Sub(i.store.Now()); {
+	case rec.State == KeyInDoubt && rec.NextLookup.IsZero():
+		return rec, i.absentIn(rec)
+	case rec.State == KeyInDoubt && due > 0:
+		return rec, due
+	case rec.finished() || rec.State == KeyDisputed:
+		return rec, 0
+	}
+	return rec, afterRefusal // the store would not take what the look-up brought
+}
+
+// flying reports whether a claim is of a flight of this process that is under way.
+func (i *Idempotency) flying(rec Record) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	f := i.flights[rec.ID]
+	return f != nil && f.token == rec.Token
+}
+
+// absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.
+func (i *Idempotency) absentIn(rec Record) time.Duration {
+	if i.cfg.AssumeAbsentAfter == 0 || (i.cfg.Reconcile != nil && rec.Lookups < minLookups) {
+		return 0
+	}
+	// The attempt itself must be over, too.
+	from := rec.Sent
+	if rec.Lease.After(from) {
+		from = rec.Lease
+	}
+	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
+}
+
+func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) Record {
+	next, err := i.advance(ctx, rec, keyEvent{kind: eventAbsent, keep: i.cfg.TTL})
+	if err == nil {
+		i.counts.assumed.Add(1)
+		i.settled(next)
+	}
+	return next
+}
+
+// absentAsOf says of a key that was not applied how far that reaches: nothing that anybody sent before has taken effect.
+// Zero: the record says so only of what is in it, whose sends were refused. The operator speaks of the key, whoever sent;
+// and so does the user's choice, of whatever has been on its way for long enough.
+func (i *Idempotency) absentAsOf(rec Record) time.Time {
+	switch {
+	case rec.Evidence == "operator":
+		return rec.Settled
+	case rec.Evidence == "assumed" && i.cfg.AssumeAbsentAfter > 0:
+		return i.store.Now().Add(-i.cfg.AssumeAbsentAfter)
+	}
+	return time.Time{}
+}
+
+// find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
+func (i *Idempotency) find(ctx context.Context, rec Record) Record {
+	i.counts.lookups.Add(1)
+	ev, err := i.callFind(ctx, rec)
+	ev.ID = rec.ID
+	if err == nil && len(foundIDs(ev)) > 0 {
+		i.counts.found.Add(1)
+		ev.Source = or(ev.Source, "lookup")
+		next, err := i.apply(ctx, rec.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
+		i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Count: len(ev.Calls)})
+		if err == nil {
+			i.settled(next)
+		}
+		return next
+	}
+	e := keyEvent{kind: eventLooked}
+	now := i.store.Now()
+	switch delay := lookupDelay(rec.Lookups + 1); {
+	case err != nil:
+		i.counts.lookupErrors.Add(1)
+		e.answer.kind = answerRefused
+		e.deadline = now.Add(afterRefusal)
+	case delay >= 0:
+		e.answer.kind = answerUnknown
+		e.deadline = now.Add(jitter(delay))
+	default:
+		e.answer.kind = answerUnknown // the plan is used up: a webhook or a person settles it
+	}
+	i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Attempt: rec.Lookups + 1})
+	next, _ := i.apply(ctx, rec.ID, e) // on an error the record as it stands
+	return next
+}
+
+// callFind asks the reconciler, past caches and shared answers, at bulk priority.
+func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, err error) {
+	defer recoverAsError(&err)
+	// Nothing of what ctx says of the lost call may describe the look-up: neither its key nor its operation.
+	o := &overrides{fresh: true, call: Call{Priority: PriorityBulk}}
+	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
+}
+
+// jitter spreads a delay by a tenth either way.
+func jitter(d time.Duration) time.Duration {
+	tenth := int64(d / 10)
+	return d - time.Duration(tenth) + time.Duration(rand.Int64N(2*tenth+1)) //nolint:gosec // jitter needs no secret
+}

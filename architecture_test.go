@@ -66,6 +66,7 @@ var layerFiles = []struct{ prefix, layer string }{
 	{"flight", "Idempotency"},
 	{"intent", "Idempotency"},
 	{"reconcile", "Idempotency"},
+	{"tend", "Idempotency"},
 	{"dlq", "DLQ"},
 	{"letter", "DLQ"},
 	{"health", "Health"},

@@ -125,9 +125,8 @@ func (c FallbackConfig) headers(wrong *faults) []string {
 type Fallback struct {
 	config       FallbackConfig
 	fresh, stale time.Duration
-	headers      []string // the names that make up a key
-	store        *answers.Store
-	calls        *answers.Calls[callID, *trip]
+	keys         *answers.Keys
+	store        *answers.Store[callID, *trip]
 	events       *events
 	closing      <-chan struct{} // sends home who waits; nil: never
 	refreshing   chan struct{}   // one place for each refresh under way
@@ -148,10 +147,9 @@ func NewFallback(c FallbackConfig) (*Fallback, error) {
 	f := &Fallback{config: c, events: newEvents("fallback", c.OnEvent), refreshing: make(chan struct{}, maxRefreshes)}
 	var maxAge time.Duration
 	f.fresh, f.stale, maxAge = c.ages(wrong)
-	f.headers = c.headers(wrong)
+	f.keys = answers.NewKeys(c.headers(wrong))
 	wrong.count("MaxBytes", c.MaxBytes)
-	f.store = answers.New(or(c.MaxBytes, defaultFallbackBytes), maxAge)
-	f.calls = answers.NewCalls[callID, *trip](f.store)
+	f.store = answers.New[callID, *trip](or(c.MaxBytes, defaultFallbackBytes), maxAge)
 	if err := wrong.err(); err != nil {
 		return nil, err
 	}
@@ -347,10 +345,11 @@ func (f *Fallback) read(ctx context.Context, t *trip, req *http.Request, next le
 	if t.fresh() {
 		return fromBelow(ctx, t, req, next)
 	}
-	key, ok := f.keyOf(t, req)
-	if !ok {
+	var space [keySpace]byte
+	key := f.keyOf(space[:0], t, req)
+	if key == nil {
 		resp, err := fromBelow(ctx, t, req, next)
-		return f.settle(ctx, t, req, key, resp, err)
+		return f.settle(ctx, t, req, nil, resp, err)
 	}
 	if resp := f.unasked(ctx, t, req, next, key); resp != nil {
 		return resp, nil
@@ -359,16 +358,19 @@ func (f *Fallback) read(ctx context.Context, t *trip, req *http.Request, next le
 	return f.settle(ctx, t, req, key, resp, err)
 }
 
-// keyOf returns the key of a read whose answer may be kept; of any other it is zero, under which nothing is kept.
-func (f *Fallback) keyOf(t *trip, req *http.Request) (k answers.Key, ok bool) {
+// keySpace is room for most keys, so that they are made without allocating.
+const keySpace = 256
+
+// keyOf returns the key of a read whose answer may be kept; nil, under which nothing is kept, of any other.
+func (f *Fallback) keyOf(space []byte, t *trip, req *http.Request) answers.Key {
 	data, whole := t.payload.Bytes()
-	if !whole || !f.cacheable(t.call) || answers.Says(req.Header, "no-store") {
-		return k, false
+	if !whole || !f.cacheable(&t.call) || answers.Says(req.Header, "no-store") {
+		return nil
 	}
 	if t.run == nil { // the parameters of work have their canonical form already
 		data = bodyKey(data)
 	}
-	return answers.KeyOf(t.call.Operation, methodOf(req), req, f.headers, data), true
+	return f.keys.Of(space, t.call.Operation, methodOf(req), req, data)
 }
 
 // bodyKey is the body as it takes part in the key: JSON whose members stand in another order is the same.
@@ -382,7 +384,7 @@ func bodyKey(data []byte) []byte {
 	return data
 }
 
-func (f *Fallback) cacheable(c Call) (yes bool) {
+func (f *Fallback) cacheable(c *Call) (yes bool) {
 	if f.config.Cacheable == nil {
 		return true
 	}
@@ -392,7 +394,7 @@ func (f *Fallback) cacheable(c Call) (yes bool) {
 			f.events.emit(Event{Kind: EventPanic, Operation: c.Operation, Cause: "cacheable"})
 		}
 	}()
-	return f.config.Cacheable(c)
+	return f.config.Cacheable(*c)
 }
 
 // unasked returns the answer that may be served without asking, or nil.

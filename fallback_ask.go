@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,27 +16,26 @@ import (
 // or from a function of the user's.
 
 // callID tells reads apart that must not wait for each other: a critical one not for one in the bulk tier, a patient one
-// not for one with a short limit. Wide fields, because a map is quicker with a key that has no gaps.
+// not for one with a short limit.
 type callID struct {
-	key      answers.Key
-	priority uint32 // a Priority
-	class    uint32 // a Class
+	priority Priority
+	class    Class
 	limit    time.Duration
 }
 
 // ask gets the answer from below, with one call for all who ask the same at the same time. The first leads, in its own
 // goroutine and under its own context. When it ends for a reason of its own, one of those who waited leads next.
 func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
-	id := callID{key: key, priority: uint32(t.call.Priority), class: uint32(t.call.Class), limit: t.call.Limit}
+	id := callID{priority: t.call.Priority, class: t.call.Class, limit: t.call.Limit}
 	for {
-		call, leads := f.calls.Join(id, key, t.call.Resource, t)
+		call, leads := f.store.Join(key, id, t.call.Resource, t)
 		if leads {
 			if resp := f.unasked(ctx, t, req, next, key); resp != nil { // an answer came since the first look
-				f.calls.Leave(call)
-				f.calls.End(call)
+				f.store.Leave(call, nil, time.Time{})
+				f.store.End(call)
 				return resp, nil
 			}
-			return f.lead(ctx, call, t, req, next)
+			return f.lead(ctx, call, t, req, next, key)
 		}
 		if t.within(call.Leader) { // a chain with this layer twice, or a transport that asks the same: waiting would never end
 			return f.alone(ctx, t, req, next, key)
@@ -72,18 +72,28 @@ func (t *trip) within(other *trip) bool {
 }
 
 // lead makes the call and tells those who wait how it ended.
-func (f *Fallback) lead(ctx context.Context, call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg) (resp *http.Response, err error) {
+func (f *Fallback) lead(
+	ctx context.Context, call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg, key answers.Key,
+) (resp *http.Response, err error) {
 	returned := false
 	var kept *answers.Answer
 	defer func() {
-		if f.calls.Leave(call) && returned {
+		if f.leave(call, t, kept) && returned {
 			call.Ending, call.Answer, call.Err = f.share(ctx, resp, kept, err)
 		}
-		f.calls.End(call)
+		f.store.End(call)
 	}()
-	resp, kept, err = f.send(ctx, t, req, next, call.ID.key, call.Read)
+	resp, kept, err = f.send(ctx, call, t, req, next, key)
 	returned = true
 	return resp, err
+}
+
+func (f *Fallback) leave(call *answers.Call[callID, *trip], t *trip, a *answers.Answer) (awaited bool) {
+	var now time.Time
+	if a != nil {
+		now = t.now()
+	}
+	return f.store.Leave(call, a, now)
 }
 
 // share says what the end of a leader's call means to the others. An error that came as the leader left is the leader's.
@@ -96,7 +106,7 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 	case kept != nil:
 		return answers.Answered, kept, nil
 	}
-	if a, ok := answers.Take(resp, f.headers); ok {
+	if a, ok := answers.Take(resp, f.keys.Headers()); ok {
 		return answers.Answered, a, nil
 	}
 	return answers.Unshared, nil, nil
@@ -104,24 +114,27 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 
 // alone makes the call for one caller.
 func (f *Fallback) alone(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
-	read := f.store.Begin(key, t.call.Resource)
-	defer f.store.End(read)
-	resp, _, err := f.send(ctx, t, req, next, key, read)
+	call := f.store.Begin(key, t.call.Resource)
+	var kept *answers.Answer
+	defer func() {
+		f.leave(call, t, kept)
+		f.store.End(call)
+	}()
+	resp, kept, err := f.send(ctx, call, t, req, next, key)
 	return resp, err
 }
 
-// send asks below, and keeps the answer if it is worth keeping.
-func (f *Fallback) send(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key, read answers.Read) (*http.Response, *answers.Answer, error) {
+// send asks below, and returns the answer as it can be kept, nil if it is not worth that.
+func (f *Fallback) send(
+	ctx context.Context, call *answers.Call[callID, *trip], t *trip, req *http.Request, next leg, key answers.Key,
+) (*http.Response, *answers.Answer, error) {
 	resp, err := fromBelow(ctx, t, req, next)
 	if err != nil {
 		return nil, nil, err
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
-		a, ok := read.Take(resp, f.headers)
-		if ok {
-			f.store.Put(read, key, a, t.now())
-		}
+		a, _ := call.Take(resp, f.keys.Headers())
 		return resp, a, nil
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone:
 		f.store.Drop(key) // what was good before is not any more
@@ -144,17 +157,18 @@ func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next
 		return
 	}
 	f.refreshes.Add(1)
+	own := bytes.Clone(key) // which outlives the caller
 	again := t.copy()
 	again.call.Priority = PriorityBulk
 	ctx, cancel := f.background(ctx, t.call.Budget)
 	ctx = again.begin(ctx)
 	req = detached(ctx, req)
 	again.payload.Hold()
-	go capture(func() (*http.Response, error) { return f.alone(ctx, again, req, next, key) }, func(r result) {
+	go capture(func() (*http.Response, error) { return f.alone(ctx, again, req, next, own) }, func(r result) {
 		again.ctx.end(context.Canceled, context.Canceled)
 		cancel()
 		again.payload.Release()
-		f.refreshed(again, key, r)
+		f.refreshed(again, own, r)
 		<-f.refreshing
 	})
 }

@@ -61,15 +61,6 @@ func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
 	return a, true
 }
 
-// Take is [Take] for the answer to this read. Where nothing has changed it is the one that is kept already, which saves a
-// copy.
-func (r Read) Take(resp *http.Response, known []string) (a *Answer, ok bool) {
-	if r.last != nil && r.last.is(resp) {
-		return r.last, true
-	}
-	return Take(resp, known)
-}
-
 // is reports whether a response says what the answer says, to the last header.
 func (a *Answer) is(resp *http.Response) bool {
 	data, ok := body.BytesOf(resp)

@@ -1,21 +1,9 @@
 package answers
 
-import "sync"
-
-// Calls are the reads on their way that others may wait for. ID tells apart what must not be shared; L says who leads. It is
-// safe for concurrent use. The store's lock is theirs too, since each call is a read of it.
-type Calls[ID comparable, L any] struct {
-	store *Store
-	under map[ID]*Call[ID, L]
-
-	// Nearly every call ends without a follower. It is used again then, since nobody else has seen it.
-	unseen sync.Pool
-}
-
-// NewCalls returns an empty set of calls, whose answers go to the store.
-func NewCalls[ID comparable, L any](s *Store) *Calls[ID, L] {
-	return &Calls[ID, L]{store: s, under: make(map[ID]*Call[ID, L])}
-}
+import (
+	"net/http"
+	"time"
+)
 
 // Ending says what a call that is over means to those who waited for it.
 type Ending uint8
@@ -28,72 +16,123 @@ const (
 	Unshared // what came cannot be shared: each must ask for themselves
 )
 
-// Call is one read on its way. Its leader sets Ending, Answer and Err before Leave; others read them when it is Done.
+// Call is one read on its way. Its answer is kept only if its resource is not invalidated meanwhile. Its leader sets Ending,
+// Answer and Err before End; others read them when it is Done.
 type Call[ID comparable, L any] struct {
 	ID     ID
 	Leader L
-	Read   Read
 
 	Ending Ending
 	Answer *Answer
 	Err    error
 
-	done     chan struct{} // nil: nobody waits
-	replaced bool          // by a call that a write did not overtake
+	entry *entry[ID, L]
+	next  *Call[ID, L] // of the same entry
+	node  *node        // of its resource
+	since uint64
+	last  *Answer       // what was kept as it began; nil: nothing
+	alone bool          // nobody may join it
+	done  chan struct{} // nil: nobody waits
 }
 
-// Join returns the call under id that is on its way, for a follower; or, if there is none, one to lead. A call that a
-// write has overtaken is not joined: who asks after the write must see it. A leader must call Leave and then End.
-func (c *Calls[ID, L]) Join(id ID, k Key, resource string, leader L) (call *Call[ID, L], leads bool) {
-	c.store.mu.Lock()
-	defer c.store.mu.Unlock()
-	call = c.under[id]
-	switch {
-	case call == nil:
-	case !call.Read.overtaken():
-		if call.done == nil {
-			call.done = make(chan struct{})
+// Join returns a call for this key and id that is on its way, for a follower; or, if there is none, one to lead. A call that
+// a write has overtaken is not joined: who asks after the write must see it. A leader must call Leave and then End.
+func (s *Store[ID, L]) Join(k Key, id ID, resource string, leader L) (call *Call[ID, L], leads bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entryOf(k)
+	for call = e.calls; call != nil; call = call.next {
+		if !call.alone && call.ID == id && !call.overtaken() {
+			if call.done == nil {
+				call.done = make(chan struct{})
+			}
+			return call, false
 		}
-		return call, false
-	default:
-		call.replaced = true
 	}
-	call, _ = c.unseen.Get().(*Call[ID, L])
-	if call == nil {
-		call = new(Call[ID, L])
-	}
-	call.ID, call.Leader, call.Read = id, leader, c.store.begin(k, resource)
-	c.under[id] = call
+	call = s.begin(e, resource)
+	call.ID, call.Leader = id, leader
 	return call, true
 }
 
-// Leave takes a call out, so that nobody joins it any more, ends its read, and reports whether anybody waits for it.
-func (c *Calls[ID, L]) Leave(call *Call[ID, L]) (awaited bool) {
-	c.store.mu.Lock()
-	defer c.store.mu.Unlock()
-	if !call.replaced {
-		delete(c.under, call.ID)
+// Begin returns a call that nobody joins. Leave and then End must follow.
+func (s *Store[ID, L]) Begin(k Key, resource string) *Call[ID, L] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	call := s.begin(s.entryOf(k), resource)
+	call.alone = true
+	return call
+}
+
+// entryOf returns the entry of a key, a new one if there is none: it must get a call then.
+func (s *Store[ID, L]) entryOf(k Key) *entry[ID, L] {
+	e := s.entries[string(k)]
+	if e == nil {
+		e = &entry[ID, L]{key: string(k)}
+		s.entries[e.key] = e
 	}
-	c.store.end(call.Read)
+	return e
+}
+
+func (s *Store[ID, L]) begin(e *entry[ID, L], resource string) *Call[ID, L] {
+	call, _ := s.unseen.Get().(*Call[ID, L])
+	if call == nil {
+		call = new(Call[ID, L])
+	}
+	call.entry, call.since, call.last, call.next = e, s.moment, e.answer, e.calls
+	if e.answer != nil && e.node.resource == resource {
+		call.node = e.node // most often: nothing to look for
+	} else {
+		call.node = s.root.at(resource)
+	}
+	call.node.calls++
+	s.calls++
+	e.calls = call
+	return call
+}
+
+// Leave takes a call out, so that nobody joins it any more, and keeps its answer, if there is one and no write has overtaken
+// it. It reports whether anybody waits for the call.
+func (s *Store[ID, L]) Leave(call *Call[ID, L], a *Answer, now time.Time) (awaited bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a != nil {
+		s.put(call, a, now)
+	}
+	e := call.entry
+	for at := &e.calls; ; at = &(*at).next {
+		if *at == call {
+			*at = call.next
+			break
+		}
+	}
+	s.prune(e)
+	s.calls--
+	call.node.calls--
+	call.node.prune()
 	return call.done != nil
 }
 
 // End wakes those who wait. The leader must not use the call any more.
-func (c *Calls[ID, L]) End(call *Call[ID, L]) {
+func (s *Store[ID, L]) End(call *Call[ID, L]) {
 	if call.done != nil {
 		close(call.done)
 		return
 	}
 	*call = Call[ID, L]{}
-	c.unseen.Put(call)
+	s.unseen.Put(call)
 }
 
 // Done is closed when the call is over. Only a follower may ask for it.
 func (call *Call[ID, L]) Done() <-chan struct{} { return call.done }
 
-// Len is how many calls are on their way.
-func (c *Calls[ID, L]) Len() int {
-	c.store.mu.Lock()
-	defer c.store.mu.Unlock()
-	return len(c.under)
+// overtaken reports whether something has invalidated the resource of a call since it began.
+func (call *Call[ID, L]) overtaken() bool { return call.node.overtaken(call.since) }
+
+// Take is [Take] for the answer to this call. Where nothing has changed it is the one that is kept already, which saves a
+// copy.
+func (call *Call[ID, L]) Take(resp *http.Response, known []string) (a *Answer, ok bool) {
+	if call.last != nil && call.last.is(resp) {
+		return call.last, true
+	}
+	return Take(resp, known)
 }

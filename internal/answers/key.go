@@ -6,16 +6,39 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
-// Key stands for one read by one caller. It is a SHA-256: with anything that can be made to collide, one tenant could be
-// served what belongs to another.
-type Key [sha256.Size]byte
+// Key is what one read by one caller is known by: the text of the request where it is short, hashes of what is long, and
+// one of the headers, which may be secrets. Whatever is hashed is so by SHA-256: with anything that can be made to collide,
+// one tenant could be served what belongs to another.
+type Key []byte
 
-// KeyOf returns the key of a read. headers, in canonical form, are those that the answer depends on, the caller's
-// credentials among them. Parameters of the query may come in any order; those of one name must not.
-func KeyOf(operation, method string, req *http.Request, headers []string, body []byte) Key {
-	var space [512]byte // most keys fit, and are made without allocating
+// longestKey is how long a key may get before it is hashed as a whole.
+const longestKey = 512
+
+// Keys makes keys. It is safe for concurrent use.
+type Keys struct {
+	headers []string
+	seen    atomic.Pointer[headersSeen]
+}
+
+// headersSeen are those of the last request, and their hash. Most programs say the same in all of their requests.
+type headersSeen struct {
+	text string
+	sum  [sha256.Size]byte
+}
+
+// NewKeys returns a maker of keys for answers that depend on these headers, in canonical form, the caller's credentials
+// among them.
+func NewKeys(headers []string) *Keys { return &Keys{headers: headers} }
+
+// Headers are those that the answers depend on.
+func (k *Keys) Headers() []string { return k.headers }
+
+// Of returns the key of a read, in space if it fits. Parameters of the query may come in any order; those of one name must
+// not.
+func (k *Keys) Of(space []byte, operation, method string, req *http.Request, body []byte) Key {
 	u := req.URL
 	b := append(space[:0], rarities(req))
 	b = appendPart(b, operation)
@@ -23,44 +46,74 @@ func KeyOf(operation, method string, req *http.Request, headers []string, body [
 	b = appendPart(b, u.Scheme)
 	b = appendPart(b, u.Host)
 	b = appendPart(b, u.Path)
-	if b[0]&1 != 0 {
+	if b[0]&hasOddities != 0 {
 		b = appendPart(b, req.Host)
 		b = appendPart(b, u.Opaque)
 		b = appendPart(b, u.RawPath)
 	}
-	if b[0]&2 != 0 { // becomes an Authorization header
-		b = appendPart(b, u.User.String())
-	}
 	b = appendQuery(b, u.RawQuery)
-	b = appendHeaders(b, req.Header, headers)
+	b = k.appendHeaders(b, req)
 	if len(body) <= inlineBody {
 		b = append(append(b, 0), body...)
 	} else {
 		sum := sha256.Sum256(body)
 		b = append(append(b, 1), sum[:]...)
 	}
-	return sha256.Sum256(b)
+	if len(b) > longestKey {
+		sum := sha256.Sum256(b)
+		b = append(append(b[:0], isHashed), sum[:]...)
+	}
+	return b
 }
 
-// rarities says what a request has that most do not have: each byte less in a key is time less.
+// The bits of the first byte of a key. Most requests have none of this, and each byte less in a key is time less.
+const (
+	hasOddities = 1 << iota
+	hasUser
+	isHashed
+)
+
 func rarities(req *http.Request) (bits byte) {
 	if u := req.URL; req.Host != u.Host || u.Opaque != "" || u.RawPath != "" {
-		bits |= 1
+		bits |= hasOddities
 	}
 	if req.URL.User != nil {
-		bits |= 2
+		bits |= hasUser
 	}
 	return bits
 }
 
-// inlineBody is the longest body that is hashed together with the rest.
+// inlineBody is the longest body that takes part as it is.
 const inlineBody = 256
 
-// appendHeaders adds the place of each header in the list and its values, those only that are there. It walks the
-// request's headers rather than look for each name, because most of the names are not among them.
-func appendHeaders(b []byte, h http.Header, names []string) []byte {
-	if len(h) == 0 {
+// appendHeaders adds the hash of what the request says besides its address: the headers of the list, and the user of its
+// URL, which becomes one.
+func (k *Keys) appendHeaders(b []byte, req *http.Request) []byte {
+	start := len(b)
+	if user := req.URL.User; user != nil {
+		b = appendPart(b, user.String())
+	}
+	if b = appendFields(b, req.Header, k.headers); len(b) == start {
 		return append(b, 0)
+	}
+	sum := k.hash(b[start:])
+	return append(append(b[:start], 1), sum[:]...)
+}
+
+func (k *Keys) hash(text []byte) [sha256.Size]byte {
+	if seen := k.seen.Load(); seen != nil && seen.text == string(text) {
+		return seen.sum
+	}
+	seen := &headersSeen{text: string(text), sum: sha256.Sum256(text)}
+	k.seen.Store(seen)
+	return seen.sum
+}
+
+// appendFields adds the place of each header in the list and its values, those only that are there. It walks the request's
+// headers rather than look for each name, because most of the names are not among them.
+func appendFields(b []byte, h http.Header, names []string) []byte {
+	if len(h) == 0 {
+		return b
 	}
 	type place struct {
 		at     int
@@ -85,7 +138,7 @@ func appendHeaders(b []byte, h http.Header, names []string) []byte {
 			b = appendPart(b, v)
 		}
 	}
-	return append(b, 0)
+	return b
 }
 
 // appendPart adds s with its length in front, so that no two lists of parts look the same.

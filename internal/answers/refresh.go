@@ -17,10 +17,10 @@ const (
 
 // BeginRefresh reports whether an answer may be renewed now: nobody else is at it, and the last failure is long enough
 // ago. If so, EndRefresh must follow.
-func (s *Store) BeginRefresh(k Key, now time.Time) bool {
+func (s *Store[ID, L]) BeginRefresh(k Key, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[k]
+	e := s.find(k)
 	if e == nil || e.refresh.underWay || now.Before(e.refresh.notUntil) {
 		return false
 	}
@@ -29,10 +29,10 @@ func (s *Store) BeginRefresh(k Key, now time.Time) bool {
 }
 
 // EndRefresh says how renewing an answer ended. A success has replaced the answer already.
-func (s *Store) EndRefresh(k Key, now time.Time, failed bool) {
+func (s *Store[ID, L]) EndRefresh(k Key, now time.Time, failed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[k]
+	e := s.find(k)
 	if e == nil {
 		return
 	}

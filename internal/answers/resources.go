@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// node is a resource that answers, or reads under way, are about. "call/abc" lies below "call", everything below the
+// node is a resource that answers, or calls on their way, are about. "call/abc" lies below "call", everything below the
 // root. A node lives as long as something is about it or lies below it, so there are never more than there is to know.
 type node struct {
 	parent   *node
@@ -13,7 +13,7 @@ type node struct {
 	resource string // its name, from the root
 	children map[string]*node
 	entries  list.List // of the *entry about exactly this resource
-	reads    int       // under way for exactly this resource
+	calls    int       // on their way for exactly this resource
 
 	// When it was last invalidated, as a number of the store: by itself, or with everything below it.
 	alone, below uint64
@@ -41,7 +41,7 @@ func (n *node) at(resource string) *node {
 
 // prune removes n and those above it that nothing is about any more.
 func (n *node) prune() {
-	for n.parent != nil && n.reads == 0 && n.entries.Len() == 0 && len(n.children) == 0 {
+	for n.parent != nil && n.calls == 0 && n.entries.Len() == 0 && len(n.children) == 0 {
 		delete(n.parent.children, n.name)
 		n = n.parent
 	}

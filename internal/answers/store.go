@@ -7,20 +7,24 @@ import (
 	"time"
 )
 
-// Store keeps answers. It is safe for concurrent use, and holds its lock for a few map accesses at most. Times are
-// handed in; they should carry a monotonic reading, so that a clock that is set changes nothing.
-type Store struct {
+// Store keeps answers, and knows the calls that are on their way to get some. ID tells apart calls for one key that must
+// not wait for each other; L says who leads one. A Store is safe for concurrent use, and holds its lock for a few map
+// accesses at most. Times are handed in; they should carry a monotonic reading, so that a clock that is set changes nothing.
+type Store[ID comparable, L any] struct {
 	maxBytes int64         // < 0: no bound
 	maxAge   time.Duration // < 0: no bound
 
 	mu      sync.Mutex
-	entries map[Key]*entry
-	recent  list.List // of *entry, the one that was used longest ago first
-	order   list.List // of *entry, the one that was put longest ago first
+	entries map[string]*entry[ID, L] // by key
+	recent  list.List                // of those with an answer, the one that was used longest ago first
+	order   list.List                // of those with an answer, the one that was put longest ago first
 	root    node
 	moment  uint64 // counts invalidations
-	reads   int    // under way
+	calls   int    // on their way
 	stats   Stats
+
+	// Nearly every call ends without a follower. It is used again then, since nobody else has seen it.
+	unseen sync.Pool
 }
 
 // Stats are the state of a store and what happened in it so far.
@@ -33,10 +37,13 @@ type Stats struct {
 	Invalidated uint64 // entries dropped, and answers refused, because a write had overtaken them
 }
 
-// entry is an answer in the store, and its places there.
-type entry struct {
-	key    Key
-	answer *Answer
+// entry is what there is for one key: an answer and its places in the store, calls on their way, or both. Without either it
+// is not there.
+type entry[ID comparable, L any] struct {
+	key   string
+	calls *Call[ID, L] // a list of them
+
+	answer *Answer // nil: none, and nothing of the following
 	at     time.Time
 	size   int64
 	node   *node
@@ -47,86 +54,37 @@ type entry struct {
 }
 
 // New returns an empty store. An answer is gone when it is maxAge old. A negative bound is none.
-func New(maxBytes int64, maxAge time.Duration) *Store {
-	return &Store{maxBytes: maxBytes, maxAge: maxAge, entries: make(map[Key]*entry)}
+func New[ID comparable, L any](maxBytes int64, maxAge time.Duration) *Store[ID, L] {
+	return &Store[ID, L]{maxBytes: maxBytes, maxAge: maxAge, entries: make(map[string]*entry[ID, L])}
 }
 
-// Read is a read under way. Its answer is kept only if its resource was not invalidated meanwhile.
-type Read struct {
-	node  *node
-	since uint64
-	last  *Answer // what was kept as it began; nil: nothing
-}
-
-// Begin says that a read of a resource (empty: of none in particular) is about to start. End must follow.
-func (s *Store) Begin(k Key, resource string) Read {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.begin(k, resource)
-}
-
-// begin, like all that has a small letter here, is for who holds the lock.
-func (s *Store) begin(k Key, resource string) Read {
-	r := Read{since: s.moment}
-	if e := s.entries[k]; e != nil {
-		r.last = e.answer
-		if e.node.resource == resource {
-			r.node = e.node // most often: nothing to look for
-		}
+// find, like all that has a small letter here, is for who holds the lock.
+func (s *Store[ID, L]) find(k Key) *entry[ID, L] {
+	if e := s.entries[string(k)]; e != nil && e.answer != nil {
+		return e
 	}
-	if r.node == nil {
-		r.node = s.root.at(resource)
-	}
-	r.node.reads++
-	s.reads++
-	return r
+	return nil
 }
 
-// End says that a read is over, however it ended.
-func (s *Store) End(r Read) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.end(r)
-}
-
-func (s *Store) end(r Read) {
-	s.reads--
-	r.node.reads--
-	r.node.prune()
-}
-
-// Current reports whether nothing has invalidated the resource of a read since it began.
-func (s *Store) Current(r Read) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !r.overtaken()
-}
-
-func (r Read) overtaken() bool { return r.node.overtaken(r.since) }
-
-// Put keeps the answer to a read that has not ended. An answer that is larger than the store, or that a write has
-// overtaken, is not kept.
-func (s *Store) Put(r Read, k Key, a *Answer, now time.Time) (kept bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// put keeps the answer to a call that is on its way. One that is larger than the store, or that a write has overtaken, is
+// not kept.
+func (s *Store[ID, L]) put(call *Call[ID, L], a *Answer, now time.Time) (kept bool) {
 	s.expire(now, 2) // more than is put, so that what has expired always leaves, without a read or a sweep
-	if r.overtaken() {
+	if call.overtaken() {
 		s.stats.Invalidated++
 		return false
 	}
-	size := a.Size()
+	e := call.entry
+	size := a.Size() + int64(len(e.key))
 	if s.maxBytes >= 0 && size > s.maxBytes {
 		return false
 	}
-	e := s.entries[k]
-	if e != nil && (e.node != r.node) {
+	if e.answer != nil && e.node != call.node {
 		s.remove(e)
-		e = nil
 	}
-	if e == nil {
-		e = &entry{key: k, node: r.node}
+	if e.answer == nil {
+		e.node = call.node
 		e.inRecent, e.inOrder, e.inNode = s.recent.PushBack(e), s.order.PushBack(e), e.node.entries.PushBack(e)
-		s.entries[k] = e
 		s.stats.Entries++
 	} else { // its place is new, and what is known of failures is old
 		s.recent.MoveToBack(e.inRecent)
@@ -136,18 +94,22 @@ func (s *Store) Put(r Read, k Key, a *Answer, now time.Time) (kept bool) {
 	s.stats.Bytes += size - e.size
 	e.answer, e.at, e.size = a, now.Add(-a.age), size
 	for s.maxBytes >= 0 && s.stats.Bytes > s.maxBytes { // which ends before this one, the last in line
-		s.remove(s.recent.Front().Value.(*entry)) //nolint:forcetypeassert // it holds nothing else
+		s.remove(first[ID, L](&s.recent))
 		s.stats.Evicted++
 	}
 	s.stats.Stored++
 	return true
 }
 
+func first[ID comparable, L any](entries *list.List) *entry[ID, L] {
+	return entries.Front().Value.(*entry[ID, L]) //nolint:forcetypeassert // the lists hold nothing else
+}
+
 // Get returns the answer for a key and its age, which is never negative, and makes it the most recently used.
-func (s *Store) Get(k Key, now time.Time) (a *Answer, age time.Duration, ok bool) {
+func (s *Store[ID, L]) Get(k Key, now time.Time) (a *Answer, age time.Duration, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[k]
+	e := s.find(k)
 	if e == nil {
 		return nil, 0, false
 	}
@@ -161,18 +123,18 @@ func (s *Store) Get(k Key, now time.Time) (a *Answer, age time.Duration, ok bool
 }
 
 // Drop forgets the answer for one key.
-func (s *Store) Drop(k Key) {
+func (s *Store[ID, L]) Drop(k Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.entries[k]; e != nil {
+	if e := s.find(k); e != nil {
 		s.remove(e)
 		s.stats.Invalidated++
 	}
 }
 
 // Invalidate drops the answers about a resource, about everything below it, and about the collections above it, which
-// list it; reads of them that are under way will not be kept. The empty resource is everything.
-func (s *Store) Invalidate(resource string) {
+// list it; what calls on their way bring of them will not be kept. The empty resource is everything.
+func (s *Store[ID, L]) Invalidate(resource string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.moment++
@@ -195,7 +157,7 @@ func (s *Store) Invalidate(resource string) {
 	s.dropBelow(n)
 }
 
-func (s *Store) dropBelow(n *node) {
+func (s *Store[ID, L]) dropBelow(n *node) {
 	for _, child := range n.children {
 		s.dropBelow(child)
 	}
@@ -203,9 +165,9 @@ func (s *Store) dropBelow(n *node) {
 	n.prune()
 }
 
-func (s *Store) dropEntries(n *node) {
+func (s *Store[ID, L]) dropEntries(n *node) {
 	for n.entries.Len() > 0 {
-		s.unlink(n.entries.Front().Value.(*entry)) //nolint:forcetypeassert // it holds nothing else
+		s.unlink(first[ID, L](&n.entries))
 		s.stats.Invalidated++
 	}
 }
@@ -214,12 +176,12 @@ func (s *Store) dropEntries(n *node) {
 const sweepBatch = 256
 
 // Sweep drops what has expired.
-func (s *Store) Sweep(now time.Time) {
+func (s *Store[ID, L]) Sweep(now time.Time) {
 	for s.sweepSome(now) == sweepBatch {
 	}
 }
 
-func (s *Store) sweepSome(now time.Time) int {
+func (s *Store[ID, L]) sweepSome(now time.Time) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.expire(now, sweepBatch)
@@ -227,9 +189,9 @@ func (s *Store) sweepSome(now time.Time) int {
 
 // expire drops up to limit answers, those first that were put longest ago. An answer that was old already when it came
 // may have to wait for its turn; Get does not serve it.
-func (s *Store) expire(now time.Time, limit int) (n int) {
+func (s *Store[ID, L]) expire(now time.Time, limit int) (n int) {
 	for ; n < limit && s.order.Len() > 0; n++ {
-		e := s.order.Front().Value.(*entry) //nolint:forcetypeassert // it holds nothing else
+		e := first[ID, L](&s.order)
 		if !s.gone(e, now) {
 			break
 		}
@@ -239,34 +201,46 @@ func (s *Store) expire(now time.Time, limit int) (n int) {
 	return n
 }
 
-// Reads is how many reads are under way.
-func (s *Store) Reads() int {
+// Calls is how many calls are on their way.
+func (s *Store[ID, L]) Calls() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.reads
+	return s.calls
 }
 
 // Stats returns the counts.
-func (s *Store) Stats() Stats {
+func (s *Store[ID, L]) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.stats
 }
 
-func (s *Store) gone(e *entry, now time.Time) bool { return s.maxAge >= 0 && e.age(now) >= s.maxAge }
-
-func (e *entry) age(now time.Time) time.Duration { return max(0, now.Sub(e.at)) }
-
-func (s *Store) remove(e *entry) {
-	s.unlink(e)
-	e.node.prune()
+func (s *Store[ID, L]) gone(e *entry[ID, L], now time.Time) bool {
+	return s.maxAge >= 0 && e.age(now) >= s.maxAge
 }
 
-func (s *Store) unlink(e *entry) {
-	delete(s.entries, e.key)
+func (e *entry[ID, L]) age(now time.Time) time.Duration { return max(0, now.Sub(e.at)) }
+
+func (s *Store[ID, L]) remove(e *entry[ID, L]) {
+	n := e.node
+	s.unlink(e)
+	n.prune()
+}
+
+// unlink takes the answer out of an entry.
+func (s *Store[ID, L]) unlink(e *entry[ID, L]) {
 	s.recent.Remove(e.inRecent)
 	s.order.Remove(e.inOrder)
 	e.node.entries.Remove(e.inNode)
 	s.stats.Entries--
 	s.stats.Bytes -= e.size
+	*e = entry[ID, L]{key: e.key, calls: e.calls}
+	s.prune(e)
+}
+
+// prune forgets an entry that holds nothing.
+func (s *Store[ID, L]) prune(e *entry[ID, L]) {
+	if e.answer == nil && e.calls == nil {
+		delete(s.entries, e.key)
+	}
 }

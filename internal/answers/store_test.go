@@ -1,6 +1,7 @@
 package answers
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
@@ -29,6 +30,21 @@ func answerOf(t *testing.T, size int) *Answer {
 
 func keyFor(i int) Key { return Key{byte(i), byte(i >> 8), 1} }
 
+// testStore is a store whose calls are told apart by a word, and led by a number.
+type testStore = Store[string, int]
+
+func newStore(maxBytes int64, maxAge time.Duration) *testStore {
+	return New[string, int](maxBytes, maxAge)
+}
+
+// finish ends a call and reports whether its answer is kept.
+func finish(s *testStore, call *Call[string, int], a *Answer, now time.Time) (kept bool) {
+	before := s.Stats().Stored
+	s.Leave(call, a, now)
+	s.End(call)
+	return s.Stats().Stored > before
+}
+
 // model is a store written the slow way.
 type model struct {
 	maxBytes int64
@@ -37,34 +53,37 @@ type model struct {
 }
 
 type modelEntry struct {
-	key      Key
+	key      string
 	resource string
 	answer   *Answer
 	at       time.Time
 }
 
 func (m *model) find(k Key) int {
-	return slices.IndexFunc(m.list, func(e modelEntry) bool { return e.key == k })
+	return slices.IndexFunc(m.list, func(e modelEntry) bool { return e.key == string(k) })
 }
 
 func (m *model) drop(which func(modelEntry) bool) { m.list = slices.DeleteFunc(m.list, which) }
 
 func (m *model) bytes() (n int64) {
 	for _, e := range m.list {
-		n += e.answer.Size()
+		n += e.size()
 	}
 	return n
 }
 
+func (e modelEntry) size() int64 { return e.answer.Size() + int64(len(e.key)) }
+
 func (m *model) put(k Key, resource string, a *Answer, now time.Time) {
-	if a.Size() > m.maxBytes {
+	e := modelEntry{string(k), resource, a, now}
+	if e.size() > m.maxBytes {
 		return
 	}
-	m.drop(func(e modelEntry) bool { return e.key == k })
-	for m.bytes()+a.Size() > m.maxBytes {
+	m.drop(func(old modelEntry) bool { return old.key == e.key })
+	for m.bytes()+e.size() > m.maxBytes {
 		m.list = m.list[1:]
 	}
-	m.list = append(m.list, modelEntry{k, resource, a, now})
+	m.list = append(m.list, e)
 }
 
 func (m *model) get(k Key, now time.Time) *Answer {
@@ -93,46 +112,45 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
 		const maxBytes, maxAge = 20 << 10, time.Minute
-		s, m := New(maxBytes, maxAge), &model{maxBytes: maxBytes, maxAge: maxAge}
+		s, m := newStore(maxBytes, maxAge), &model{maxBytes: maxBytes, maxAge: maxAge}
 		now := time.Now()
 		type open struct {
-			read      Read
+			call      *Call[string, int]
 			key       Key
 			resource  string
 			overtaken bool
 		}
-		var reads []*open
+		var calls []*open
 		for range 300 {
 			k := keyFor(r.IntN(30))
 			switch r.IntN(9) {
 			case 0, 1, 2:
 				resource := resources[r.IntN(len(resources))]
-				reads = append(reads, &open{read: s.Begin(k, resource), key: k, resource: resource})
+				calls = append(calls, &open{call: s.Begin(k, resource), key: k, resource: resource})
 			case 3, 4, 5:
-				if len(reads) == 0 {
+				if len(calls) == 0 {
 					continue
 				}
-				i := r.IntN(len(reads))
-				o, size := reads[i], 700*r.IntN(4)
+				i := r.IntN(len(calls))
+				o, size := calls[i], 700*r.IntN(4)
 				if r.IntN(20) == 0 {
 					size = maxBytes
 				}
-				a, ok := o.read.Take(response(size), nil)
+				a, ok := o.call.Take(response(size), nil)
 				require.True(t, ok)
 				require.Equal(t, answerOf(t, size), a)
-				if a == o.read.last {
+				if a == o.call.last {
 					renewed++
 				}
-				reads = slices.Delete(reads, i, i+1)
+				calls = slices.Delete(calls, i, i+1)
 				m.drop(func(e modelEntry) bool { return now.Sub(e.at) >= maxAge }) // the store has lost them at the next read, at the latest
 				s.Sweep(now)
-				require.Equal(t, !o.overtaken, s.Current(o.read))
-				kept := s.Put(o.read, o.key, a, now)
-				require.Equal(t, !o.overtaken && a.Size() <= maxBytes, kept)
+				require.Equal(t, o.overtaken, o.call.overtaken())
+				kept := finish(s, o.call, a, now)
+				require.Equal(t, !o.overtaken && a.Size()+int64(len(o.key)) <= maxBytes, kept)
 				if !o.overtaken {
 					m.put(o.key, o.resource, a, now)
 				}
-				s.End(o.read)
 			case 6:
 				got, age, ok := s.Get(k, now)
 				want := m.get(k, now)
@@ -143,12 +161,12 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 				resource := resources[r.IntN(len(resources))]
 				if resource == "" && r.IntN(4) > 0 {
 					s.Drop(k)
-					m.drop(func(e modelEntry) bool { return e.key == k })
+					m.drop(func(e modelEntry) bool { return e.key == string(k) })
 					continue
 				}
 				s.Invalidate(resource)
 				m.drop(func(e modelEntry) bool { return covers(resource, e.resource) })
-				for _, o := range reads {
+				for _, o := range calls {
 					o.overtaken = o.overtaken || covers(resource, o.resource)
 				}
 			case 8:
@@ -160,10 +178,10 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 			require.Equal(t, len(m.list), st.Entries)
 			require.Equal(t, m.bytes(), st.Bytes)
 			require.LessOrEqual(t, st.Bytes, int64(maxBytes))
-			require.Equal(t, len(reads), s.Reads())
+			require.Equal(t, len(calls), s.Calls())
 		}
-		for _, o := range reads {
-			s.End(o.read)
+		for _, o := range calls {
+			finish(s, o.call, nil, now)
 		}
 		s.Invalidate("")
 		requireEmpty(t, s)
@@ -172,7 +190,7 @@ func TestStoreBehavesLikeTheModel(t *testing.T) {
 }
 
 // requireEmpty looks for anything that a store may have kept of what is gone.
-func requireEmpty(t *testing.T, s *Store) {
+func requireEmpty(t *testing.T, s *testStore) {
 	t.Helper()
 	require.Zero(t, s.Stats().Entries)
 	require.Zero(t, s.Stats().Bytes)
@@ -181,16 +199,15 @@ func requireEmpty(t *testing.T, s *Store) {
 	require.Zero(t, s.order.Len())
 	require.Empty(t, s.root.children)
 	require.Zero(t, s.root.entries.Len())
-	require.Zero(t, s.root.reads)
+	require.Zero(t, s.root.calls)
 }
 
 func TestResourcesAreForgottenWithWhatIsAboutThem(t *testing.T) {
-	s := New(-1, time.Minute)
+	s := newStore(-1, time.Minute)
 	now := time.Now()
 	for i := range 100 {
 		r := s.Begin(keyFor(i), fmt.Sprintf("a/%d/b/%d", i%7, i))
-		require.True(t, s.Put(r, keyFor(i), answerOf(t, 1), now))
-		s.End(r)
+		require.True(t, finish(s, r, answerOf(t, 1), now))
 	}
 	require.Len(t, s.root.children, 1)
 	s.Sweep(now.Add(time.Minute))
@@ -206,25 +223,25 @@ func TestTheSameAnswerIsNotCopied(t *testing.T) {
 		resp.Header = http.Header{"A": {"1", "2"}, "B": {"3"}}
 		return resp
 	}
-	s := New(-1, time.Minute)
+	s := newStore(-1, time.Minute)
 	first := s.Begin(keyFor(1), "call/abc")
 	a, ok := first.Take(full(), nil)
 	require.True(t, ok)
-	require.True(t, s.Put(first, keyFor(1), a, now))
-	s.End(first)
+	require.True(t, finish(s, first, a, now))
 	before := s.Stats()
 
 	r := s.Begin(keyFor(1), "call/abc")
 	same, ok := r.Take(full(), nil)
 	require.True(t, ok)
 	require.Same(t, a, same)
-	require.True(t, s.Put(r, keyFor(1), same, now.Add(time.Second)))
+	require.True(t, finish(s, r, same, now.Add(time.Second)))
 	_, age, ok := s.Get(keyFor(1), now.Add(3*time.Second))
 	require.True(t, ok)
 	require.Equal(t, 2*time.Second, age)
 	require.Equal(t, before.Bytes, s.Stats().Bytes)
 	require.Equal(t, before.Entries, s.Stats().Entries)
 
+	r = s.Begin(keyFor(1), "call/abc")
 	for name, change := range map[string]func(*http.Response){
 		"value":       func(resp *http.Response) { resp.Header["B"][0] = "4" },
 		"more values": func(resp *http.Response) { resp.Header.Add("B", "4") },
@@ -262,19 +279,18 @@ func TestTheSameAnswerIsNotCopied(t *testing.T) {
 		_, ok := r.Take(resp, nil)
 		require.False(t, ok, name)
 	}
-	s.End(r)
+	finish(s, r, nil, now)
 }
 
 // An answer is about the resource that its read named last.
 func TestAnAnswerFollowsTheResourceOfItsRead(t *testing.T) {
-	s := New(-1, time.Minute)
+	s := newStore(-1, time.Minute)
 	for _, resource := range []string{"call/a", "agent", "/agent/", "", "call", "call//a"} {
 		for range 2 {
 			r := s.Begin(keyFor(1), resource)
 			a, ok := r.Take(response(1), nil)
 			require.True(t, ok)
-			require.True(t, s.Put(r, keyFor(1), a, time.Now()))
-			s.End(r)
+			require.True(t, finish(s, r, a, time.Now()))
 		}
 		require.Equal(t, 1, s.Stats().Entries)
 		if resource != "" {
@@ -287,34 +303,44 @@ func TestAnAnswerFollowsTheResourceOfItsRead(t *testing.T) {
 	}
 }
 
+// keyOf makes a key that can be compared, with a maker of its own and with one that has made others before.
+func keyOf(operation, method string, req *http.Request, headers []string, body []byte) string {
+	keys := NewKeys(headers)
+	k := keys.Of(nil, operation, method, req, body)
+	if again := keys.Of(make([]byte, 7, 300), operation, method, req, body); !bytes.Equal(k, again) {
+		panic("the same read has two keys")
+	}
+	return string(k)
+}
+
 func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 	request := func(url string) *http.Request {
 		req, err := http.NewRequest(http.MethodGet, url, nil)
 		require.NoError(t, err)
 		return req
 	}
-	seen := map[Key]string{}
+	seen := map[string]string{}
 	for _, url := range []string{
 		"http://h/p", "http://h/p?a", "http://h/p?a=", "http://h/p?a=1", "http://h/p?a=1&a=2", "http://h/p?a=2&a=1", "http://h/p?a=1&b=2",
 		"http://h/p?a=1&b=2&", "http://h/p?a=1%26b=2", "http://h/p%2f", "http://h/p/", "http://h/pa", "http://u@h/p", "http://u:@h/p", "https://h/p",
 	} {
-		k := KeyOf("op", "GET", request(url), nil, nil)
+		k := keyOf("op", "GET", request(url), nil, nil)
 		require.Empty(t, seen[k], url)
 		seen[k] = url
 	}
-	one := func(op, method, body string) Key {
-		return KeyOf(op, method, request("http://h/p"), nil, []byte(body))
+	one := func(op, method, body string) string {
+		return keyOf(op, method, request("http://h/p"), nil, []byte(body))
 	}
 	require.NotEqual(t, one("ab", "c", ""), one("a", "bc", ""))
 	require.NotEqual(t, one("a", "b", "1"), one("a", "b", "2"))
 	long := strings.Repeat("x", inlineBody+1)
 	sum := sha256.Sum256([]byte(long))
-	bodies := map[Key]bool{}
+	bodies := map[string]bool{}
 	for _, text := range []string{"", "x", "\x00", "\x01", long[1:], long, long + "x", string(sum[:]), "\x01" + string(sum[:])} {
 		bodies[one("a", "b", text)] = true
 	}
 	require.Len(t, bodies, 9)
-	rare := map[Key]bool{}
+	rare := map[string]bool{}
 	for _, change := range []func(*http.Request){
 		func(*http.Request) {},
 		func(req *http.Request) { req.Host = "other" },
@@ -327,28 +353,28 @@ func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 	} {
 		req := request("http://h/p")
 		change(req)
-		rare[KeyOf("op", "GET", req, nil, nil)] = true
+		rare[keyOf("op", "GET", req, nil, nil)] = true
 	}
 	require.Len(t, rare, 8)
-	require.Equal(t, KeyOf("", "", request("http://h/p?b=1&a=1&c=3"), nil, nil), KeyOf("", "", request("http://h/p?c=3&a=1&b=1"), nil, nil))
+	require.Equal(t, keyOf("", "", request("http://h/p?b=1&a=1&c=3"), nil, nil), keyOf("", "", request("http://h/p?c=3&a=1&b=1"), nil, nil))
 
 	many := make([]string, 100)
 	for i := range many {
 		many[i] = fmt.Sprintf("p%d=%s", i, strings.Repeat("x", 50))
 	}
-	sorted := KeyOf("", "", request("http://h/p?"+strings.Join(many, "&")), nil, nil)
+	sorted := keyOf("", "", request("http://h/p?"+strings.Join(many, "&")), nil, nil)
 	rand.Shuffle(len(many), func(i, j int) { many[i], many[j] = many[j], many[i] })
-	require.Equal(t, sorted, KeyOf("", "", request("http://h/p?"+strings.Join(many, "&")), nil, nil))
+	require.Equal(t, sorted, keyOf("", "", request("http://h/p?"+strings.Join(many, "&")), nil, nil))
 }
 
 func TestHeadersOfTheKeyCannotRunIntoEachOther(t *testing.T) {
-	key := func(h http.Header) Key {
+	key := func(h http.Header) string {
 		req, err := http.NewRequest(http.MethodGet, "http://h/p", nil)
 		require.NoError(t, err)
 		req.Header = h
-		return KeyOf("", "", req, []string{"A", "B"}, nil)
+		return keyOf("", "", req, []string{"A", "B"}, nil)
 	}
-	keys := map[Key]bool{}
+	keys := map[string]bool{}
 	for _, h := range []http.Header{
 		{}, {"A": {""}}, {"B": {""}}, {"A": {"x"}}, {"B": {"x"}}, {"A": {"x", "y"}}, {"A": {"y", "x"}}, {"A": {"x"}, "B": {"y"}}, {"A": {"xy"}}, {"A": {"", ""}},
 	} {
@@ -367,8 +393,8 @@ func TestManyHeadersOfTheKey(t *testing.T) {
 		names[i] = fmt.Sprintf("X-%d", i)
 		h[names[i]] = []string{fmt.Sprint(i)}
 	}
-	key := func(h http.Header) Key {
-		return KeyOf("", "", &http.Request{URL: &url.URL{}, Header: h}, names, nil)
+	key := func(h http.Header) string {
+		return keyOf("", "", &http.Request{URL: &url.URL{}, Header: h}, names, nil)
 	}
 	for range 20 { // a map is walked in another order each time
 		require.Equal(t, key(h), key(h.Clone()))

@@ -1,0 +1,77 @@
+package answers
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func getOf(t *testing.T, link string, h http.Header) *http.Request {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, link, nil)
+	require.NoError(t, err)
+	req.Header = h
+	return req
+}
+
+// What may be a secret is in no key as it is, whatever way it is said.
+func TestNoSecretIsInAKey(t *testing.T) {
+	const secret = "key_of_the_tenant"
+	names := []string{"Authorization", "Cookie"}
+	for _, req := range []*http.Request{
+		getOf(t, "http://h/p", http.Header{"Authorization": {secret}}),
+		getOf(t, "http://h/p", http.Header{"Cookie": {"a", secret}}),
+		getOf(t, "http://user:"+secret+"@h/p", nil),
+		getOf(t, "http://"+secret+"@h/p", http.Header{"Cookie": {"a"}}),
+	} {
+		require.NotContains(t, keyOf("op", "GET", req, names, nil), secret)
+	}
+}
+
+func TestALongKeyIsHashedWhole(t *testing.T) {
+	long := "http://h/" + strings.Repeat("p", longestKey)
+	seen := map[string]bool{}
+	for _, link := range []string{long, long + "p", long + "?a=1", long + "?a=2", "http://h/p"} {
+		k := keyOf("op", "GET", getOf(t, link, nil), nil, nil)
+		require.LessOrEqual(t, len(k), longestKey)
+		seen[k] = true
+	}
+	require.Len(t, seen, 5)
+	hashed := keyOf("op", "GET", getOf(t, long, nil), nil, nil)
+	require.Len(t, hashed, 33)
+	require.NotZero(t, hashed[0]&isHashed, "no text of a short key begins like this")
+}
+
+// The hash of the last headers is used again only for the same ones, however many tenants there are at once.
+func TestTenantsWhoTakeTurnsHaveKeysOfTheirOwn(t *testing.T) {
+	keys := NewKeys([]string{"Authorization"})
+	req := func(tenant string) *http.Request {
+		return &http.Request{URL: &url.URL{Host: "h"}, Header: http.Header{"Authorization": {tenant}}}
+	}
+	tenants := []string{"a", "b", "c", "ab"}
+	want := map[string]string{}
+	for _, name := range tenants {
+		want[name] = string(keys.Of(nil, "op", "GET", req(name), nil))
+	}
+	distinct := map[string]bool{}
+	for _, k := range want {
+		distinct[k] = true
+	}
+	require.Len(t, distinct, len(tenants))
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for n := range 1000 {
+				name := tenants[(i+n)%len(tenants)]
+				if got := string(keys.Of(nil, "op", "GET", req(name), nil)); got != want[name] {
+					t.Errorf("the key of %s changed", name)
+				}
+			}
+		})
+	}
+	all.Wait()
+}

@@ -242,7 +242,7 @@ func (d *DLQ) Wrap(next http.RoundTripper) http.RoundTripper {
 	if d == nil {
 		return legOf(next)
 	}
-	own := newDoor(next, d.pass)
+	own := newWriteDoor(next, d.pass)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ownDoor == nil {
@@ -274,7 +274,7 @@ func redriving(ctx context.Context) string {
 
 // pass is the door. A redrive goes through untouched: whoever drives it settles its letter.
 func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	if t.call.Effect == EffectRead || t.letter != "" {
+	if t.letter != "" {
 		return next.travel(ctx, t, req)
 	}
 	held, err := d.takeOver(ctx, t)

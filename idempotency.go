@@ -181,7 +181,7 @@ func (i *Idempotency) Claim() Layer {
 		if i == nil {
 			return next
 		}
-		return newDoor(next, i.claim)
+		return newWriteDoor(next, i.claim)
 	})
 }
 
@@ -191,7 +191,7 @@ func (i *Idempotency) Intent() Layer {
 		if i == nil {
 			return next
 		}
-		return newDoor(next, i.intent)
+		return newWriteDoor(next, i.intent)
 	})
 }
 

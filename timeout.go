@@ -131,7 +131,7 @@ func (l *Timeout) Attempt() Layer {
 		}
 		d.entry.maxBody = l.cfg.MaxRequestBytes
 		if w, ok := d.next.(*wire); ok && w.maxBytes == 0 {
-			d.next = newWire(w.base, l.cfg.MaxResponseBytes)
+			d.before(newWire(w.base, l.cfg.MaxResponseBytes))
 		}
 		return d
 	})

@@ -167,16 +167,42 @@ type leg interface {
 // door is what Wrap of every layer returns: the layer's own function in front of the next leg.
 type door struct {
 	next  leg
+	reads leg // next for reads, which go past the doors that mind writes only
 	pass  func(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error)
 	entry entry // for requests that come from outside
+
+	writesOnly bool
 }
 
 func newDoor(next http.RoundTripper, pass func(context.Context, *trip, *http.Request, leg) (*http.Response, error)) *door {
-	return &door{next: legOf(next), pass: pass}
+	d := &door{pass: pass}
+	d.before(legOf(next))
+	return d
+}
+
+// newWriteDoor is a door that lets reads pass as they are.
+func newWriteDoor(next http.RoundTripper, pass func(context.Context, *trip, *http.Request, leg) (*http.Response, error)) *door {
+	d := newDoor(next, pass)
+	d.writesOnly = true
+	return d
+}
+
+// before puts the door in front of a leg.
+func (d *door) before(next leg) {
+	d.next, d.reads = next, next
+	if n, ok := next.(*door); ok && n.writesOnly {
+		d.reads = n.reads
+	}
 }
 
 func (d *door) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
-	return d.pass(ctx, t, req, d.next)
+	switch {
+	case t.call.Effect != EffectRead:
+		return d.pass(ctx, t, req, d.next)
+	case d.writesOnly:
+		return d.reads.travel(ctx, t, req)
+	}
+	return d.pass(ctx, t, req, d.reads)
 }
 
 func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {

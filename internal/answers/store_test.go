@@ -3,7 +3,9 @@ package answers
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -424,4 +426,45 @@ func TestAnAnswerWithManyHeadersIsCopiedWhole(t *testing.T) {
 	again := a.Response(nil, false)
 	require.Equal(t, h, again.Header)
 	require.Equal(t, trailer, again.Trailer)
+}
+
+// What work returns is encoded only when it is not what it was last time, and always when that cannot be told.
+func TestTheSameValueIsNotEncodedAgain(t *testing.T) {
+	type word string
+	encoded := 0
+	respond := func(v any) *http.Response {
+		held := body.OfValue(v, func(v any) ([]byte, error) {
+			encoded++
+			return json.Marshal(v)
+		})
+		return &http.Response{Body: &held}
+	}
+	for _, c := range []struct {
+		v     any
+		again int // times that it is encoded when it comes again
+	}{
+		{1, 0}, {uint8(1), 0}, {"one", 0}, {word("one"), 0}, {true, 0},
+		{0.0, 1}, {[]int{1}, 1}, {[1]int{1}, 1}, {struct{ A int }{1}, 1}, {new(int), 1}, {nil, 1},
+	} {
+		s := newStore(-1, -1)
+		call := s.Begin(keyFor(1), "")
+		a, ok := call.Take(respond(c.v), nil)
+		require.True(t, ok)
+		require.True(t, finish(s, call, a, time.Now()))
+		call, encoded = s.Begin(keyFor(1), ""), 0
+		same, ok := call.Take(respond(c.v), nil)
+		require.True(t, ok)
+		require.Same(t, a, same, "%T", c.v)
+		require.Equal(t, c.again, encoded, "%T", c.v)
+		for _, other := range []any{2, uint16(1), "two", word("two"), "1", false, math.Copysign(0, -1)} {
+			got, ok := call.Take(respond(other), nil)
+			require.True(t, ok)
+			want, err := json.Marshal(other)
+			require.NoError(t, err)
+			require.Equal(t, string(want), string(got.body), "%T after %T", other, c.v)
+		}
+		_, ok = call.Take(respond(math.NaN()), nil)
+		require.False(t, ok, "it does not encode")
+		finish(s, call, nil, time.Time{})
+	}
 }

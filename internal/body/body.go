@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -195,6 +196,17 @@ func (h *Held) Bytes() []byte {
 		h.data, h.encode, h.unkept = data, nil, err != nil
 	}
 	return h.data
+}
+
+// Constant returns the value that an answer encodes, if nobody can change it and equal ones encode alike: a whole number, a
+// string, true or false.
+func Constant(resp *http.Response) (v any, ok bool) {
+	h, _ := resp.Body.(*Held)
+	if h == nil || h.Value == nil {
+		return nil, false
+	}
+	k := reflect.TypeOf(h.Value).Kind()
+	return h.Value, reflect.Bool <= k && k <= reflect.Uint64 || k == reflect.String
 }
 
 // InMemory reports whether the body of resp was held already.

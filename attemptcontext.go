@@ -46,7 +46,7 @@ func (c *attemptContext) start(caller context.Context) bool {
 	}
 	c.parent = caller
 	limit, kind := c.layer.limitOf(&c.trip.call)
-	now := c.trip.now()
+	now := c.trip.lately()
 	if limit >= 0 {
 		c.limit, c.kind = now.Add(limit), kind
 	}

@@ -417,6 +417,7 @@ func (b *Bulkhead) enqueue(w *waiter, share float64) shed {
 
 // sit is the wait itself.
 func (b *Bulkhead) sit(ctx context.Context, w *waiter, maxWait time.Duration) error {
+	defer w.Value.trip.waited()
 	var bound <-chan time.Time
 	if maxWait > 0 {
 		timer := time.NewTimer(maxWait)

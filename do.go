@@ -107,5 +107,6 @@ func (workLeg) RoundTrip(*http.Request) (*http.Response, error) {
 }
 
 func (workLeg) travel(ctx context.Context, t *trip, _ *http.Request) (*http.Response, error) {
+	defer t.clock.returned()
 	return t.run(ctx)
 }

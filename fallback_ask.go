@@ -47,6 +47,7 @@ func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg
 		case <-f.closing:
 			return nil, t.refuse("fallback", ErrClosed)
 		}
+		t.waited()
 		switch call.Ending {
 		case answers.Answered:
 			f.coalesced.Add(1)
@@ -91,7 +92,7 @@ func (f *Fallback) lead(
 func (f *Fallback) leave(call *answers.Call[callID, *trip], t *trip, a *answers.Answer) (awaited bool) {
 	var now time.Time
 	if a != nil {
-		now = t.now()
+		now = t.lately()
 	}
 	return f.store.Leave(call, a, now)
 }
@@ -274,6 +275,7 @@ var errUpstream = errors.New("upstream failed")
 // callFunc runs a user's function on a copy of the request, and takes what it returns into memory, in a copy.
 func (f *Fallback) callFunc(ctx context.Context, t *trip, req *http.Request, ask substituteFunc, cause error) (resp *http.Response, err error) {
 	f.funcCalls.Add(1)
+	defer t.waited()
 	defer func() {
 		if v := recover(); v != nil {
 			resp, err = nil, t.fail("fallback", fmt.Errorf("func panicked: %T", v))

@@ -296,6 +296,7 @@ func (r *Retry) sleep(t *trip, ctx context.Context, d time.Duration) error {
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+	defer t.waited()
 	select {
 	case <-timer.C:
 		return nil

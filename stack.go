@@ -210,10 +210,10 @@ type timed struct {
 }
 
 func (l timed) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
-	epoch := l.stack.epoch
-	t.started = epoch.Add(time.Since(epoch)) // time.Now takes twice as long
+	t.clock.epoch = l.stack.epoch
+	began := t.now()
 	resp, err := l.leg.travel(ctx, t, req)
-	l.stack.latency.observe(t.call.Class, time.Since(t.started))
+	l.stack.latency.observe(t.call.Class, t.lately().Sub(began))
 	return resp, err
 }
 

@@ -194,11 +194,7 @@ func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next l
 	if !ours { // somebody else's layer put a context of its own between
 		call = &callContext{caller: ctx, trip: t}
 	}
-	now := t.started
-	if now.IsZero() {
-		now = time.Now()
-	}
-	call.limit(now, total)
+	call.limit(t.lately(), total)
 	resp, err := next.travel(call, t, req)
 	call.unlimit()
 	if !ours {
@@ -282,6 +278,7 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	t.payload.Hold() // the caller may have left before the wire asks for it
 	go w.run(req, next)
 	if !w.wait() {
+		t.waited()
 		if linger := w.abandon(caller); linger != nil {
 			w.unlimit()
 			return nil, linger

@@ -30,7 +30,7 @@ type trip struct {
 
 	run func(context.Context) (*http.Response, error) // the work of a Do; nil for HTTP
 
-	started time.Time // when the stack let the call in; zero for layers used alone
+	clock clock
 
 	ctx callContext
 
@@ -64,20 +64,63 @@ func (t *trip) value(key any) any {
 	return nil
 }
 
-// now is time.Now, at half the price while the trip knows when it began.
-func (t *trip) now() time.Time {
-	if t.started.IsZero() {
+// now looks at the clock.
+func (t *trip) now() time.Time { return t.clock.now() }
+
+// lately is now for what may be a few steps of the road old. On the road of its stack nothing but waiting takes a read
+// longer than that, so who makes a call wait must say so; see [trip.waited]. A write may also wait for its records.
+func (t *trip) lately() time.Time {
+	if t.call.Effect != EffectRead {
+		return t.clock.now()
+	}
+	return t.clock.lately()
+}
+
+// waited says that time has passed since anybody looked.
+func (t *trip) waited() { t.clock.seen.Store(0) }
+
+// clock remembers when it was last looked at, since each look costs as much as two doors.
+type clock struct {
+	epoch time.Time    // of the stack; zero for layers used alone, whose clock remembers nothing
+	seen  atomic.Int64 // the last look, since epoch; 0: it must be looked at again
+}
+
+// look returns the time since epoch, which must be set.
+func (c *clock) look() time.Duration {
+	since := time.Since(c.epoch)
+	c.seen.Store(int64(since))
+	return since
+}
+
+func (c *clock) now() time.Time {
+	if c.epoch.IsZero() {
 		return time.Now()
 	}
-	return t.started.Add(time.Since(t.started))
+	return c.epoch.Add(c.look()) // time.Now takes twice as long
+}
+
+func (c *clock) lately() time.Time {
+	if seen := c.seen.Load(); seen > 0 {
+		return c.epoch.Add(time.Duration(seen))
+	}
+	return c.now()
+}
+
+// returned is for the end of the road: the answer is there, or a panic.
+func (c *clock) returned() {
+	if !c.epoch.IsZero() {
+		c.look()
+	}
 }
 
 // copy is a trip of its own for a flight.
 func (t *trip) copy() *trip {
-	return &trip{
+	c := &trip{
 		call: t.call, key: t.key, named: t.named, said: t.said, payload: t.payload,
 		stack: t.stack, outer: t.outer, marked: t.marked, run: t.run, road: t.road, letter: t.letter,
 	}
+	c.clock.epoch = t.clock.epoch
+	return c
 }
 
 // deserted reports whether everybody who waited for the call has left; its flight goes on for the record alone.

@@ -256,14 +256,23 @@ func (g *Gate) try(now time.Duration) (Ticket, time.Duration, error) {
 	return Ticket{generation: g.generation, since: now, trial: g.trialID}, 0, nil
 }
 
-// Leave reports how an admitted call ended.
-func (g *Gate) Leave(t Ticket, r Result) {
+// Leave reports how an admitted call ended, now.
+func (g *Gate) Leave(t Ticket, r Result) { g.LeaveAt(t, r, time.Time{}) }
+
+// LeaveAt is Leave for who knows what time it is; zero: they do not. For trials the gate looks itself, since there the
+// order in which they end matters.
+func (g *Gate) LeaveAt(t Ticket, r Result, at time.Time) {
 	if !t.mark.set() {
 		return
 	}
 	g.mu.Lock()
 	defer g.unlock()
-	now := g.now()
+	var now time.Duration
+	if at.IsZero() || t.trial != 0 {
+		now = g.now()
+	} else {
+		now = at.Sub(g.epoch)
+	}
 	if t.trial != 0 {
 		g.giveUp(now)
 	}

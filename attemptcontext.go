@@ -16,8 +16,8 @@ type attemptContext struct {
 	wake   chan struct{}   // told when time is up; nil: nobody waits but the work itself
 
 	mu      sync.Mutex
-	limit   time.Time // zero: none, or no more
-	cause   error     // why it ended; nil: it has not
+	limit   time.Duration // an instant of the trip's clock; 0: none, or no more
+	cause   error         // why it ended; nil: it has not
 	clock   *time.Timer
 	looked  *lookedAt // nil: nobody has
 	kind    limitKind // of the limit
@@ -48,7 +48,7 @@ func (c *attemptContext) start(caller context.Context) bool {
 	limit, kind := c.layer.limitOf(&c.trip.call)
 	now := c.trip.lately()
 	if limit >= 0 {
-		c.limit, c.kind = now.Add(limit), kind
+		c.limit, c.kind = saturate(now, limit), kind
 	}
 	if call, _ := caller.Value(callContextKey{}).(*callContext); call != nil {
 		budget, spent := call.budget(now)
@@ -58,7 +58,7 @@ func (c *attemptContext) start(caller context.Context) bool {
 		if caller == context.Context(call) {
 			c.parent = call.withoutBudget()
 		}
-		if !budget.IsZero() && (c.limit.IsZero() || budget.Before(c.limit)) {
+		if budget != 0 && (c.limit == 0 || budget < c.limit) {
 			c.limit, c.kind = budget, limitBudget
 		}
 	}
@@ -69,9 +69,9 @@ func (c *attemptContext) start(caller context.Context) bool {
 }
 
 // arm starts the clock; the lock is held, or nobody else knows the context yet.
-func (c *attemptContext) arm(now time.Time) {
-	if c.clock == nil && c.cause == nil && !c.limit.IsZero() {
-		c.clock = time.AfterFunc(c.limit.Sub(now), c.expire)
+func (c *attemptContext) arm(now time.Duration) {
+	if c.clock == nil && c.cause == nil && c.limit != 0 {
+		c.clock = time.AfterFunc(c.limit-now, c.expire)
 	}
 }
 
@@ -107,14 +107,14 @@ func (c *attemptContext) end(cause error) {
 // ended is why the context has ended, nil if it has not. Where no clock runs it looks at the time.
 func (c *attemptContext) ended() error {
 	c.mu.Lock()
-	cause, limit, watched := c.cause, c.limit, c.clock != nil || c.limit.IsZero()
+	cause, limit, watched := c.cause, c.limit, c.clock != nil || c.limit == 0
 	c.mu.Unlock()
 	switch {
 	case cause != nil:
 		return cause
 	case c.parent.Err() != nil:
 		c.end(context.Cause(c.parent))
-	case !watched && !time.Now().Before(limit):
+	case !watched && c.trip.now() >= limit:
 		c.expire()
 	default:
 		return nil
@@ -128,10 +128,13 @@ func (c *attemptContext) Deadline() (time.Time, bool) {
 	limit := c.limit
 	c.mu.Unlock()
 	theirs, ok := c.parent.Deadline()
-	if limit.IsZero() || ok && theirs.Before(limit) {
+	if limit == 0 {
 		return theirs, ok
 	}
-	return limit, true
+	if ours := c.trip.clock.at(limit); !ok || ours.Before(theirs) {
+		return ours, true
+	}
+	return theirs, true
 }
 
 // Done implements context.Context.
@@ -173,16 +176,34 @@ func (c *attemptContext) context() context.Context {
 		if c.cause != nil {
 			c.looked.cancel(c.cause)
 		}
-		c.arm(time.Now())
+		c.arm(c.trip.now())
 	}
 	return c.looked
 }
 
-// unlimit is for the end of an attempt: what is left of it, a stream perhaps, may last.
+// close is for the end of an attempt that nothing is left of.
+func (c *attemptContext) close() {
+	c.mu.Lock()
+	if c.cause == nil {
+		c.cause = context.Canceled
+	}
+	looked := c.looked
+	c.stopClocks()
+	c.mu.Unlock()
+	if looked != nil {
+		looked.cancel(context.Canceled)
+	}
+}
+
+// unlimit is for the end of an attempt that something is left of, which may last: a stream, or work that does not return.
 func (c *attemptContext) unlimit() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.limit = time.Time{}
+	c.stopClocks()
+}
+
+func (c *attemptContext) stopClocks() {
+	c.limit = 0
 	if c.clock != nil {
 		c.clock.Stop()
 	}

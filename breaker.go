@@ -199,7 +199,7 @@ func (b *Breaker) pass(ctx context.Context, t *trip, req *http.Request, next leg
 		return nil, refusedAt(t.call.Operation, wait, err)
 	}
 	if t.flight == nil {
-		return observe(ctx, t, req, next, func(r circuit.Result) { gate.LeaveAt(ticket, r, t.lately()) })
+		return observe(ctx, t, req, next, func(r circuit.Result) { gate.LeaveAt(ticket, r, t.clock.at(t.lately())) })
 	}
 	return observeFlight(ctx, t, req, next, gate, gate.Once(ticket))
 }

@@ -4,25 +4,33 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // callContext is the context of a call on the road: the caller's, with a deadline that the budget sets. It costs a timer
-// only when somebody waits for its end, which on the happy path nobody does. The trip contains it.
+// only when somebody waits for its end, which on the happy path nobody does; until then it needs no lock either. The trip
+// contains it.
 type callContext struct {
 	caller context.Context
 	trip   *trip
 
-	mu       sync.Mutex
-	deadline time.Time // the budget's; zero: none
-	err      error     // not nil: it has ended
-	cause    error
-	awaited  *awaited // nil: nobody waits for its end
+	deadline atomic.Int64 // the budget's, an instant of the trip's clock; 0: none
+	ending   atomic.Pointer[ending]
+	awaited  atomic.Pointer[awaited] // nil: nobody waits for its end
+	mu       sync.Mutex              // for what is awaited
 }
+
+// ending is why a context has ended.
+type ending struct{ err, cause error }
+
+// finished is the ending of a call whose caller has the answer.
+var finished = &ending{context.Canceled, context.Canceled}
 
 // awaited is what a context needs only for those who wait.
 type awaited struct {
 	done   chan struct{}
+	closed bool
 	timer  *time.Timer
 	detach func() bool
 }
@@ -31,14 +39,15 @@ type callContextKey struct{}
 
 // Deadline is the earlier one of the caller's and the budget's.
 func (c *callContext) Deadline() (time.Time, bool) {
-	c.mu.Lock()
-	budget := c.deadline
-	c.mu.Unlock()
 	theirs, ok := c.caller.Deadline()
-	if budget.IsZero() || ok && theirs.Before(budget) {
+	budget := c.deadline.Load()
+	if budget == 0 {
 		return theirs, ok
 	}
-	return budget, true
+	if ours := c.trip.clock.at(time.Duration(budget)); !ok || ours.Before(theirs) {
+		return ours, true
+	}
+	return theirs, true
 }
 
 // Value finds the trip and the call's context itself; for the rest it asks the caller's context.
@@ -52,104 +61,120 @@ func (c *callContext) Value(key any) any {
 	return c.caller.Value(key)
 }
 
-// Done is where it begins to cost something.
+// Done is where it begins to cost something. Whoever changes the deadline or ends the context does that first and looks
+// for somebody who waits then; here it is the other way round, so that one of the two sees the other.
 func (c *callContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.awaited == nil {
-		c.awaited = &awaited{done: make(chan struct{})}
-		if c.err != nil {
-			close(c.awaited.done)
-			return c.awaited.done
-		}
-		if c.caller.Done() != nil {
-			c.awaited.detach = context.AfterFunc(c.caller, c.callerEnded)
-		}
-		c.arm()
+	a := c.awaited.Load()
+	if a != nil {
+		return a.done
 	}
-	return c.awaited.done
+	a = &awaited{done: make(chan struct{})}
+	c.awaited.Store(a)
+	if c.ending.Load() != nil {
+		a.close()
+		return a.done
+	}
+	if c.caller.Done() != nil {
+		a.detach = context.AfterFunc(c.caller, c.callerEnded)
+	}
+	c.arm(a)
+	return a.done
 }
 
 // arm starts the timer for those who wait; the lock is held.
-func (c *callContext) arm() {
-	if c.awaited == nil || c.err != nil || c.deadline.IsZero() {
-		return
+func (c *callContext) arm(a *awaited) {
+	a.stop()
+	if deadline := c.deadline.Load(); deadline != 0 && !a.closed {
+		left := time.Duration(deadline) - c.trip.clock.look()
+		a.timer = time.AfterFunc(left, func() { c.end(&ending{context.DeadlineExceeded, errBudget}) })
 	}
-	c.awaited.timer = time.AfterFunc(time.Until(c.deadline), func() { c.end(context.DeadlineExceeded, errBudget) })
 }
 
-func (c *callContext) callerEnded() { c.end(c.caller.Err(), context.Cause(c.caller)) }
+func (c *callContext) callerEnded() { c.end(&ending{c.caller.Err(), context.Cause(c.caller)}) }
 
 // Err works the caller's end out when asked. The budget's needs a look at the clock, which costs as much as a door: it is
 // taken where somebody waits, and before an attempt, see budget.
 func (c *callContext) Err() error {
-	c.mu.Lock()
-	err := c.err
-	c.mu.Unlock()
-	if err != nil {
-		return err
+	if e := c.ending.Load(); e != nil {
+		return e.err
 	}
-	if err := c.caller.Err(); err != nil {
-		c.end(err, context.Cause(c.caller))
-		return err
+	if c.caller.Err() == nil {
+		return nil
 	}
-	return nil
+	c.callerEnded()
+	return c.ending.Load().err
 }
 
-// budget is when the budget is used up, zero if there is none. One that is spent at this time ends the context.
-func (c *callContext) budget(now time.Time) (deadline time.Time, spent bool) {
-	c.mu.Lock()
-	deadline = c.deadline
-	c.mu.Unlock()
-	spent = !deadline.IsZero() && !now.Before(deadline)
+// budget is when the budget is used up, 0 if there is none. One that is spent at this time ends the context.
+func (c *callContext) budget(now time.Duration) (deadline time.Duration, spent bool) {
+	deadline = time.Duration(c.deadline.Load())
+	spent = deadline != 0 && now >= deadline
 	if spent {
-		c.end(context.DeadlineExceeded, errBudget)
+		c.end(&ending{context.DeadlineExceeded, errBudget})
 	}
 	return deadline, spent
 }
 
 // limit sets the deadline of the budget, unless there is an earlier one.
-func (c *callContext) limit(now time.Time, d time.Duration) {
-	deadline := now.Add(d)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.deadline.IsZero() && c.deadline.Before(deadline) {
-		return
+func (c *callContext) limit(now, d time.Duration) {
+	deadline := int64(saturate(now, d))
+	for {
+		earlier := c.deadline.Load()
+		if earlier != 0 && earlier < deadline {
+			return
+		}
+		if c.deadline.CompareAndSwap(earlier, deadline) {
+			c.limited()
+			return
+		}
 	}
-	c.deadline = deadline
-	c.awaited.stop()
-	c.arm()
 }
 
 // unlimit stops the clock of the budget: the answer is there.
 func (c *callContext) unlimit() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadline = time.Time{}
-	c.awaited.stop()
+	c.deadline.Store(0)
+	c.limited()
+}
+
+// limited lets those who wait know of another deadline.
+func (c *callContext) limited() {
+	if a := c.awaited.Load(); a != nil {
+		c.mu.Lock()
+		c.arm(a)
+		c.mu.Unlock()
+	}
+}
+
+// close wakes those who wait, once; the lock is held.
+func (a *awaited) close() {
+	if a.closed {
+		return
+	}
+	a.closed = true
+	close(a.done)
+	a.stop()
+	if a.detach != nil {
+		a.detach()
+	}
 }
 
 func (a *awaited) stop() {
-	if a != nil && a.timer != nil {
+	if a.timer != nil {
 		a.timer.Stop()
 	}
 }
 
 // end is the first to come's word.
-func (c *callContext) end(err, cause error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
+func (c *callContext) end(why *ending) {
+	if !c.ending.CompareAndSwap(nil, why) {
 		return
 	}
-	c.err, c.cause = err, cause
-	if c.awaited == nil {
-		return
-	}
-	close(c.awaited.done)
-	c.awaited.stop()
-	if c.awaited.detach != nil {
-		c.awaited.detach()
+	if a := c.awaited.Load(); a != nil {
+		c.mu.Lock()
+		a.close()
+		c.mu.Unlock()
 	}
 }
 
@@ -182,9 +207,7 @@ func causeOf(ctx context.Context) error {
 		return nil
 	}
 	if c, ok := ctx.Value(callContextKey{}).(*callContext); ok && c.Err() != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.cause
+		return c.ending.Load().cause
 	}
 	return context.Cause(ctx)
 }

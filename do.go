@@ -84,6 +84,7 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 	t := &trip{
 		call: call, stack: s, outer: tripOf(ctx), road: s.work, run: run,
 	}
+	t.clock.epoch = s.epoch
 	t.resolve(overridesOf(ctx), "do", EffectOnce)
 	if err := t.checkKey(); err != nil {
 		return nil, err
@@ -95,7 +96,7 @@ func (s *Stack) do(ctx context.Context, call Call, run func(context.Context) (*h
 		}
 		t.payload = body.Of(params)
 	}
-	defer t.ctx.end(context.Canceled, context.Canceled)
+	defer t.ctx.end(finished)
 	return s.work.travel(t.begin(ctx), t, s.workReq)
 }
 
@@ -107,6 +108,6 @@ func (workLeg) RoundTrip(*http.Request) (*http.Response, error) {
 }
 
 func (workLeg) travel(ctx context.Context, t *trip, _ *http.Request) (*http.Response, error) {
-	defer t.clock.returned()
+	defer t.now()
 	return t.run(ctx)
 }

@@ -402,7 +402,7 @@ func (f *Fallback) unasked(ctx context.Context, t *trip, req *http.Request, next
 	if !f.config.ServeFresh && !f.config.Refresh || answers.Says(req.Header, "no-cache") {
 		return nil
 	}
-	a, age, ok := f.store.Get(key, t.lately())
+	a, age, ok := f.store.Get(key, t.clock.at(t.lately()))
 	switch {
 	case !ok:
 		return nil
@@ -426,7 +426,7 @@ func (f *Fallback) settle(ctx context.Context, t *trip, req *http.Request, key a
 	if made != nil {
 		return made, nil
 	}
-	if a, age, ok := f.store.Get(key, t.lately()); ok {
+	if a, age, ok := f.store.Get(key, t.clock.at(t.lately())); ok {
 		discardAnswer(resp)
 		return f.serve(t, req, a, age, why), nil
 	}

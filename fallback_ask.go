@@ -92,7 +92,7 @@ func (f *Fallback) lead(
 func (f *Fallback) leave(call *answers.Call[callID, *trip], t *trip, a *answers.Answer) (awaited bool) {
 	var now time.Time
 	if a != nil {
-		now = t.lately()
+		now = t.clock.at(t.lately())
 	}
 	return f.store.Leave(call, a, now)
 }
@@ -166,7 +166,7 @@ func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next
 	req = detached(ctx, req)
 	again.payload.Hold()
 	go capture(func() (*http.Response, error) { return f.alone(ctx, again, req, next, own) }, func(r result) {
-		again.ctx.end(context.Canceled, context.Canceled)
+		again.ctx.end(finished)
 		cancel()
 		again.payload.Release()
 		f.refreshed(again, own, r)

@@ -210,10 +210,9 @@ type timed struct {
 }
 
 func (l timed) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
-	t.clock.epoch = l.stack.epoch
 	began := t.now()
 	resp, err := l.leg.travel(ctx, t, req)
-	l.stack.latency.observe(t.call.Class, t.lately().Sub(began))
+	l.stack.latency.observe(t.call.Class, t.lately()-began)
 	return resp, err
 }
 

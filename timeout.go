@@ -198,7 +198,7 @@ func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next l
 	resp, err := next.travel(call, t, req)
 	call.unlimit()
 	if !ours {
-		afterExchange(resp, err, func() { call.end(context.Canceled, context.Canceled) })
+		afterExchange(resp, err, func() { call.end(finished) })
 	}
 	return resp, err
 }
@@ -249,9 +249,10 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 	}
 	lasts := false // as a stream
 	defer func() {
-		ctx.unlimit()
-		if !lasts {
-			ctx.end(context.Canceled)
+		if lasts {
+			ctx.unlimit()
+		} else {
+			ctx.close()
 		}
 	}()
 	resp, err := next.travel(ctx, t, req)
@@ -287,15 +288,14 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	r := w.result
 	if r.err != nil {
 		err := l.explain(&w.attemptContext, caller, r.err)
-		w.unlimit()
-		w.end(context.Canceled)
+		w.close()
 		return nil, err
 	}
-	w.unlimit()
 	if tl := tailOf(r.resp, nil); tl != nil {
+		w.unlimit()
 		tl.after(func() { w.end(context.Canceled) })
 	} else {
-		w.end(context.Canceled)
+		w.close()
 	}
 	return r.deliver()
 }

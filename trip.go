@@ -65,52 +65,45 @@ func (t *trip) value(key any) any {
 }
 
 // now looks at the clock.
-func (t *trip) now() time.Time { return t.clock.now() }
+func (t *trip) now() time.Duration { return t.clock.look() }
 
 // lately is now for what may be a few steps of the road old. On the road of its stack nothing but waiting takes a read
 // longer than that, so who makes a call wait must say so; see [trip.waited]. A write may also wait for its records.
-func (t *trip) lately() time.Time {
-	if t.call.Effect != EffectRead {
-		return t.clock.now()
+func (t *trip) lately() time.Duration {
+	if t.stack != nil && t.call.Effect == EffectRead {
+		if seen := t.clock.seen.Load(); seen > 0 {
+			return time.Duration(seen)
+		}
 	}
-	return t.clock.lately()
+	return t.clock.look()
 }
 
 // waited says that time has passed since anybody looked.
 func (t *trip) waited() { t.clock.seen.Store(0) }
 
-// clock remembers when it was last looked at, since each look costs as much as two doors.
+// clock counts time from the beginning of a stack, or of a trip without one. It remembers when it was last looked at, since
+// each look costs as much as two doors.
 type clock struct {
-	epoch time.Time    // of the stack; zero for layers used alone, whose clock remembers nothing
-	seen  atomic.Int64 // the last look, since epoch; 0: it must be looked at again
+	epoch time.Time
+	seen  atomic.Int64 // the last look; 0: somebody has waited since
 }
 
-// look returns the time since epoch, which must be set.
+// look returns the time since epoch, which takes half as long as time.Now.
 func (c *clock) look() time.Duration {
 	since := time.Since(c.epoch)
 	c.seen.Store(int64(since))
 	return since
 }
 
-func (c *clock) now() time.Time {
-	if c.epoch.IsZero() {
-		return time.Now()
-	}
-	return c.epoch.Add(c.look()) // time.Now takes twice as long
-}
+// at is the time of an instant.
+func (c *clock) at(instant time.Duration) time.Time { return c.epoch.Add(instant) }
 
-func (c *clock) lately() time.Time {
-	if seen := c.seen.Load(); seen > 0 {
-		return c.epoch.Add(time.Duration(seen))
+// saturate adds two durations that are not negative.
+func saturate(a, b time.Duration) time.Duration {
+	if sum := a + b; sum >= 0 {
+		return sum
 	}
-	return c.now()
-}
-
-// returned is for the end of the road: the answer is there, or a panic.
-func (c *clock) returned() {
-	if !c.epoch.IsZero() {
-		c.look()
-	}
+	return maxDuration
 }
 
 // copy is a trip of its own for a flight.
@@ -293,6 +286,13 @@ type entry struct {
 	letter   string // set by a redrive
 }
 
+func (e entry) epoch() time.Time {
+	if e.stack != nil {
+		return e.stack.epoch
+	}
+	return time.Now()
+}
+
 // enter makes the trip for a request that comes from outside and sends it down l. It reads the request body once, and
 // never changes the caller's request.
 func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
@@ -302,6 +302,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 		return l.travel(ctx, outer, req)
 	}
 	t := &trip{stack: e.stack, outer: outer, road: l, letter: e.letter}
+	t.clock.epoch = e.epoch()
 	if req.URL == nil { // net/http's transport says so, too; the layers below read it
 		closeBody(req)
 		return nil, t.refuse("stack", errors.New("the request has no URL"))
@@ -332,7 +333,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	ended := false
 	defer func() {
 		if !ended { // a panic passes through
-			t.ctx.end(context.Canceled, context.Canceled)
+			t.ctx.end(finished)
 		}
 	}()
 	resp, err := l.travel(t.begin(ctx), t, inner)
@@ -356,12 +357,12 @@ func (t *trip) begin(caller context.Context) *callContext {
 func (t *trip) finish(resp *http.Response, err error, stop func()) (later bool) {
 	if tl := tailOf(resp, err); tl != nil && err == nil {
 		tl.after(func() {
-			t.ctx.end(context.Canceled, context.Canceled)
+			t.ctx.end(finished)
 			stop()
 		})
 		return true
 	}
-	t.ctx.end(context.Canceled, context.Canceled)
+	t.ctx.end(finished)
 	return false
 }
 

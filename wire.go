@@ -50,7 +50,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return ent
 func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 
 func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
-	defer t.clock.returned()
+	defer t.now()
 	seen := &sighting{Context: ctx, wire: w, once: t.call.Effect == EffectOnce}
 	out, payload := req.WithContext(seen), t.payload
 	seen.out = out

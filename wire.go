@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"sync"
@@ -20,21 +21,40 @@ type wire struct {
 	base     http.RoundTripper
 	maxBytes int64 // of a response body; 0: the default
 	traceKey any   // under which a transport looks for a trace in its context
+	netKey   any   // under which package net looks for the hooks of that trace that tell of dialing; nil: not known
 }
 
 func newWire(base http.RoundTripper, maxBytes int64) *wire {
-	var seen keyWatch
-	httptrace.ContextClientTrace(&seen)
-	return &wire{base: base, maxBytes: maxBytes, traceKey: seen.key}
+	w := &wire{base: base, maxBytes: maxBytes}
+	w.traceKey, w.netKey = traceKeys()
+	return w
 }
 
-// keyWatch notes the key that it is asked for.
+// traceKeys finds out the keys by having a trace looked for, since nobody exports them. The dialer gives up at once: there
+// is no such network.
+func traceKeys() (trace, dialing any) {
+	held := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{ConnectStart: func(string, string) {}})
+	inTransport, inDialer := keyWatch{Context: held}, keyWatch{Context: held}
+	httptrace.ContextClientTrace(&inTransport)
+	if conn, err := new(net.Dialer).DialContext(&inDialer, "none", ""); err == nil {
+		_ = conn.Close()
+	}
+	return inTransport.key, inDialer.key
+}
+
+// keyWatch notes the first key it is asked for that its context holds something under. It does not hand that out, so that
+// nothing comes of asking.
 type keyWatch struct {
 	context.Context
 	key any
 }
 
-func (w *keyWatch) Value(key any) any { w.key = key; return nil }
+func (w *keyWatch) Value(key any) any {
+	if w.key == nil && w.Context.Value(key) != nil {
+		w.key = key
+	}
+	return nil
+}
 
 const (
 	defaultMaxRequestBytes  = 8 << 20
@@ -152,8 +172,11 @@ type sighting struct {
 	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
 
 	watching sync.Once
-	watched  atomic.Pointer[context.Context] // with the hooks, for the rest of the exchange; nil: nobody has asked for them
-	dial     dialWatch
+	trace    httptrace.ClientTrace // what a transport gets that asks for the hooks; nobody changes it from then on
+	traced   atomic.Bool           // one has asked
+	dialers  sync.Once
+	watched  atomic.Pointer[context.Context] // with the hooks as package net wants them; nil: it has not asked
+	dial     dialWatch                       // nil: nobody limits connecting
 
 	asked    atomic.Bool // a connection was asked for
 	got      atomic.Bool // one was given
@@ -174,18 +197,38 @@ func (s *sighting) Value(key any) any {
 	if _, ours := key.(sightingKey); ours {
 		return s
 	}
-	if key == s.wire.traceKey {
+	switch {
+	case key == s.wire.traceKey:
 		s.watching.Do(s.watch)
+		return &s.trace
+	case key == s.wire.netKey && s.traced.Load(): // a transport that fires no hooks would never tell that it has connected
+		s.dialers.Do(s.watchDialers)
 	}
-	if ctx := s.watched.Load(); ctx != nil { // net's own hooks have a key of their own in there
+	if ctx := s.watched.Load(); ctx != nil {
 		return (*ctx).Value(key)
 	}
 	return s.Context.Value(key)
 }
 
+// watch makes all the hooks that a transport may look for, and those of dialing, because a trace that somebody puts around
+// this one hides it from package net.
 func (s *sighting) watch() {
 	s.dial, _ = s.Context.Value(dialWatchKey{}).(dialWatch)
-	ctx := httptrace.WithClientTrace(s.Context, s.trace())
+	s.trace.GetConn, s.trace.GotConn = s.getConn, s.gotConn
+	if s.dial != nil {
+		s.trace.DNSStart = func(httptrace.DNSStartInfo) { s.dial.dialing() }
+		s.trace.ConnectStart = func(string, string) { s.dial.dialing() }
+		s.trace.TLSHandshakeStart = func() { s.dial.dialing() } // the first sign of a connection that a dialer of the user's makes
+	}
+	if s.wire.netKey == nil || httptrace.ContextClientTrace(s.Context) != nil { // hooks of somebody else's become part of the trace
+		s.dialers.Do(s.watchDialers)
+	}
+	s.traced.Store(true)
+}
+
+// watchDialers waits for package net to ask, since most requests go out over a connection that is there already.
+func (s *sighting) watchDialers() {
+	ctx := httptrace.WithClientTrace(s.Context, &s.trace)
 	s.watched.Store(&ctx)
 }
 
@@ -198,29 +241,18 @@ func passing(ctx context.Context, req *http.Request) bool {
 	return ok && s.out.Method == req.Method && (s.out.URL == req.URL || s.out.URL.String() == req.URL.String())
 }
 
-func (s *sighting) trace() *httptrace.ClientTrace {
-	dialing := func() {
-		if s.dial != nil {
-			s.dial.dialing()
-		}
+func (s *sighting) getConn(string) {
+	s.asked.Store(true)
+	if s.provable.Load() && !s.repeats {
+		s.got.Store(false) // it is back for another connection because the first took nothing
 	}
-	return &httptrace.ClientTrace{
-		GetConn: func(string) {
-			s.asked.Store(true)
-			if s.provable.Load() && !s.repeats {
-				s.got.Store(false) // it is back for another connection because the first took nothing
-			}
-		},
-		DNSStart:          func(httptrace.DNSStartInfo) { dialing() },
-		ConnectStart:      func(string, string) { dialing() },
-		TLSHandshakeStart: dialing, // the first sign of a connection that a dialer of the user's makes
-		GotConn: func(info httptrace.GotConnInfo) {
-			s.got.Store(true)
-			s.provable.Store(s.speaksHTTP1(info))
-			if s.dial != nil {
-				s.dial.connected()
-			}
-		},
+}
+
+func (s *sighting) gotConn(info httptrace.GotConnInfo) {
+	s.got.Store(true)
+	s.provable.Store(s.speaksHTTP1(info))
+	if s.dial != nil {
+		s.dial.connected()
 	}
 }
 

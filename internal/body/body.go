@@ -66,11 +66,11 @@ const maxTrusted = 1 << 20
 
 // readAll reads to the end, or until it has more than limit bytes. size is what was announced, or -1.
 func readAll(r io.Reader, size, limit int64) ([]byte, error) {
-	room := int64(bytes.MinRead) // also behind what was announced: a reader may want some space to find the end
+	room := int64(bytes.MinRead)
 	if size > 0 && (limit < 0 || size <= limit) {
-		room += min(size, maxTrusted)
+		room = min(size, maxTrusted) + 1 // to find the end with
 	}
-	b := make([]byte, 0, room)
+	b := slices.Grow([]byte(nil), int(room)) // make would hide from cap what the allocator rounds up to
 	for {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
@@ -79,7 +79,7 @@ func readAll(r io.Reader, size, limit int64) ([]byte, error) {
 			return b, nil
 		case err != nil || limit >= 0 && int64(len(b)) > limit:
 			return b, err
-		case cap(b)-len(b) < bytes.MinRead/2:
+		case len(b) == cap(b):
 			b = slices.Grow(b, bytes.MinRead)
 		}
 	}

@@ -171,17 +171,21 @@ type sighting struct {
 	once    bool
 	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
 
-	watching sync.Once
-	trace    httptrace.ClientTrace // what a transport gets that asks for the hooks; nobody changes it from then on
-	traced   atomic.Bool           // one has asked
-	dialers  sync.Once
-	watched  atomic.Pointer[context.Context] // with the hooks as package net wants them; nil: it has not asked
-	dial     dialWatch                       // nil: nobody limits connecting
+	hooks atomic.Pointer[hooks] // nil: nobody has asked
 
 	asked    atomic.Bool // a connection was asked for
 	got      atomic.Bool // one was given
 	provable atomic.Bool // it is one over which a second GetBody means that nothing was written
 	resend   atomic.Bool // the transport asked for the body again
+}
+
+// hooks tell a sighting what happens.
+type hooks struct {
+	*sighting
+	trace   httptrace.ClientTrace // what a transport gets; nobody changes it from then on
+	dial    dialWatch             // nil: nobody limits connecting
+	dialers sync.Once
+	watched atomic.Pointer[context.Context] // with the hooks as package net wants them; nil: it has not asked
 }
 
 // dialWatch is told when connecting begins and when it is over; see Timeout.
@@ -197,39 +201,53 @@ func (s *sighting) Value(key any) any {
 	if _, ours := key.(sightingKey); ours {
 		return s
 	}
+	h := s.hooks.Load()
 	switch {
 	case key == s.wire.traceKey:
-		s.watching.Do(s.watch)
-		return &s.trace
-	case key == s.wire.netKey && s.traced.Load(): // a transport that fires no hooks would never tell that it has connected
-		s.dialers.Do(s.watchDialers)
+		return &s.watch().trace
+	case h == nil: // package net, too, gets no hooks: a transport that fires none would never tell that it has connected
+		return s.Context.Value(key)
+	case key == s.wire.netKey:
+		h.dialers.Do(h.watchDialers)
 	}
-	if ctx := s.watched.Load(); ctx != nil {
+	if ctx := h.watched.Load(); ctx != nil {
 		return (*ctx).Value(key)
 	}
 	return s.Context.Value(key)
 }
 
-// watch makes all the hooks that a transport may look for, and those of dialing, because a trace that somebody puts around
-// this one hides it from package net.
-func (s *sighting) watch() {
-	s.dial, _ = s.Context.Value(dialWatchKey{}).(dialWatch)
-	s.trace.GetConn, s.trace.GotConn = s.getConn, s.gotConn
-	if s.dial != nil {
-		s.trace.DNSStart = func(httptrace.DNSStartInfo) { s.dial.dialing() }
-		s.trace.ConnectStart = func(string, string) { s.dial.dialing() }
-		s.trace.TLSHandshakeStart = func() { s.dial.dialing() } // the first sign of a connection that a dialer of the user's makes
+// watch returns the hooks that a transport looks for.
+func (s *sighting) watch() *hooks {
+	if h := s.hooks.Load(); h != nil {
+		return h
+	}
+	if h := newHooks(s); s.hooks.CompareAndSwap(nil, h) {
+		return h
+	}
+	return s.hooks.Load() // two have asked at once
+}
+
+// newHooks makes all the hooks that a transport may look for, and those of dialing, because a trace that somebody puts
+// around this one hides it from package net.
+func newHooks(s *sighting) *hooks {
+	h := &hooks{sighting: s}
+	h.dial, _ = s.Context.Value(dialWatchKey{}).(dialWatch)
+	h.trace.GetConn, h.trace.GotConn = h.getConn, h.gotConn
+	if h.dial != nil {
+		h.trace.DNSStart = func(httptrace.DNSStartInfo) { h.dial.dialing() }
+		h.trace.ConnectStart = func(string, string) { h.dial.dialing() }
+		h.trace.TLSHandshakeStart = func() { h.dial.dialing() } // the first sign of a connection that a dialer of the user's makes
 	}
 	if s.wire.netKey == nil || httptrace.ContextClientTrace(s.Context) != nil { // hooks of somebody else's become part of the trace
-		s.dialers.Do(s.watchDialers)
+		h.dialers.Do(h.watchDialers)
 	}
-	s.traced.Store(true)
+	return h
 }
 
 // watchDialers waits for package net to ask, since most requests go out over a connection that is there already.
-func (s *sighting) watchDialers() {
-	ctx := httptrace.WithClientTrace(s.Context, &s.trace)
-	s.watched.Store(&ctx)
+func (h *hooks) watchDialers() {
+	ctx := httptrace.WithClientTrace(h.Context, &h.trace)
+	h.watched.Store(&ctx)
 }
 
 type sightingKey struct{}
@@ -241,18 +259,18 @@ func passing(ctx context.Context, req *http.Request) bool {
 	return ok && s.out.Method == req.Method && (s.out.URL == req.URL || s.out.URL.String() == req.URL.String())
 }
 
-func (s *sighting) getConn(string) {
-	s.asked.Store(true)
-	if s.provable.Load() && !s.repeats {
-		s.got.Store(false) // it is back for another connection because the first took nothing
+func (h *hooks) getConn(string) {
+	h.asked.Store(true)
+	if h.provable.Load() && !h.repeats {
+		h.got.Store(false) // it is back for another connection because the first took nothing
 	}
 }
 
-func (s *sighting) gotConn(info httptrace.GotConnInfo) {
-	s.got.Store(true)
-	s.provable.Store(s.speaksHTTP1(info))
-	if s.dial != nil {
-		s.dial.connected()
+func (h *hooks) gotConn(info httptrace.GotConnInfo) {
+	h.got.Store(true)
+	h.provable.Store(h.speaksHTTP1(info))
+	if h.dial != nil {
+		h.dial.connected()
 	}
 }
 

@@ -137,5 +137,5 @@ func TestWire_ARequestThatDialsNotPaysForNoDialer(t *testing.T) {
 	w, out := newWire(NewTransport(), 0), context.WithValue(t.Context(), dialWatchKey{}, dialWatch(new(attemptContext)))
 	require.LessOrEqual(t, testing.AllocsPerRun(100, func() {
 		httptrace.ContextClientTrace(&sighting{Context: out, wire: w})
-	}), 6.0, "the sighting, and one for each hook")
+	}), 7.0, "the sighting, its hooks, and one for each of them")
 }

@@ -246,8 +246,13 @@ func Hold(resp *http.Response, limit int64) error {
 
 // IsStream reports whether an answer must be passed on as it comes.
 func IsStream(resp *http.Response) bool {
-	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	return strings.EqualFold(strings.TrimSpace(kind), "text/event-stream")
+	const stream = "text/event-stream"
+	said := resp.Header["Content-Type"]
+	if len(said) == 0 || len(said[0]) < len(stream) {
+		return false
+	}
+	kind, _, _ := strings.Cut(said[0], ";")
+	return strings.EqualFold(strings.TrimSpace(kind), stream)
 }
 
 // Copy returns resp for another reader: same status, its own headers, its own place in the body. resp must be held.

@@ -374,7 +374,9 @@ func (b *Bulkhead) now() time.Time { return b.epoch.Add(time.Since(b.epoch)) }
 
 // take serves those who wait first: share may have grown since anybody looked.
 func (b *Bulkhead) take(tier slots.Tier, share float64) bool {
-	b.dispatch(share)
+	if b.book.Waiting() > 0 && b.book.InUse() < b.book.Limit(share) {
+		b.dispatch(share)
+	}
 	return b.book.Take(tier, share)
 }
 

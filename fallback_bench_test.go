@@ -25,6 +25,13 @@ func (f legFunc) travel(ctx context.Context, t *trip, req *http.Request) (*http.
 }
 func (f legFunc) RoundTrip(req *http.Request) (*http.Response, error) { return enter(req, f, entry{}) }
 
+// tripOfRead is as enter makes it.
+func tripOfRead(operation, resource string) *trip {
+	t := &trip{call: Call{Operation: operation, Effect: EffectRead, Resource: resource}}
+	t.clock.epoch = time.Now()
+	return t
+}
+
 // benchmarkRead measures what the layer itself costs: the trip is made, and what is below answers at once.
 func benchmarkRead(b *testing.B, c FallbackConfig, below func(n uint64) (*http.Response, error)) {
 	f, err := NewFallback(c)
@@ -42,7 +49,7 @@ func benchmarkRead(b *testing.B, c FallbackConfig, below func(n uint64) (*http.R
 	pass := f.Wrap(next).(*door).pass
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
-		t := &trip{call: Call{Operation: "get-call", Effect: EffectRead, Resource: "call/call_4711"}}
+		t := tripOfRead("get-call", "call/call_4711")
 		for pb.Next() {
 			resp, err := pass(context.Background(), t, req, next)
 			if err == nil && resp.StatusCode != http.StatusOK {
@@ -98,7 +105,7 @@ func BenchmarkFallbackManyKept(b *testing.B) {
 	trips, reqs := make([]*trip, kept), make([]*http.Request, kept)
 	for i := range kept {
 		reqs[i], _ = http.NewRequest(http.MethodGet, "https://api.retellai.com/v2/get-call/"+strconv.Itoa(i), nil)
-		trips[i] = &trip{call: Call{Operation: "get-call", Effect: EffectRead, Resource: "call/" + strconv.Itoa(i)}}
+		trips[i] = tripOfRead("get-call", "call/"+strconv.Itoa(i))
 		if _, err := pass(context.Background(), trips[i], reqs[i], next); err != nil {
 			b.Fatal(err)
 		}
@@ -143,7 +150,7 @@ func getForBenchmark(b *testing.B) (*http.Request, *trip) {
 	}
 	req.Header.Set("Authorization", "Bearer key_0123456789abcdef0123456789abcdef")
 	req.Header.Set("Accept", "application/json")
-	return req, &trip{call: Call{Operation: "get-call", Effect: EffectRead, Resource: "call/call_4711"}}
+	return req, tripOfRead("get-call", "call/call_4711")
 }
 
 // BenchmarkFallbackSame is a read whose answer is the one that is kept already: its age begins again.
@@ -168,10 +175,8 @@ func BenchmarkFallbackChanged(b *testing.B) {
 // BenchmarkFallbackWork is a read by Do whose answer is the one that is kept already.
 func BenchmarkFallbackWork(b *testing.B) {
 	req := workRequest()
-	t := &trip{
-		call:    Call{Operation: "lookup", Effect: EffectRead, Resource: "customer/17"},
-		payload: body.Of([]byte(`{"customer":17}`)), run: func(context.Context) (*http.Response, error) { return nil, nil },
-	}
+	t := tripOfRead("lookup", "customer/17")
+	t.payload, t.run = body.Of([]byte(`{"customer":17}`)), func(context.Context) (*http.Response, error) { return nil, nil }
 	benchmarkReady(b, req, t, &http.Response{
 		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: body.NewHeld([]byte(`{"name":"x"}`)), ContentLength: 12,
 	})
@@ -256,7 +261,7 @@ func memoryOf(tb testing.TB, n int, kind keptKind) (used, counted float64) {
 		id := strconv.Itoa(i)
 		req, err := http.NewRequest(http.MethodGet, "https://api.retellai.com/get-agent/agent_"+id, nil)
 		require.NoError(tb, err)
-		t := &trip{call: Call{Operation: "get-agent", Effect: EffectRead, Resource: "agent/agent_" + id}}
+		t := tripOfRead("get-agent", "agent/agent_"+id)
 		_, err = f.read(context.Background(), t, req, next)
 		require.NoError(tb, err)
 	}

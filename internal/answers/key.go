@@ -122,12 +122,12 @@ func appendFields(b []byte, h http.Header, names []string) []byte {
 	var space [8]place
 	found := space[:0]
 	for name, values := range h {
-		if i := slices.Index(names, name); i >= 0 && len(values) > 0 {
-			found = append(found, place{i, values})
+		i := slices.Index(names, name)
+		if i < 0 || len(values) == 0 {
+			continue
 		}
-	}
-	for i := 1; i < len(found); i++ { // they are few
-		for j := i; j > 0 && found[j].at < found[j-1].at; j-- {
+		found = append(found, place{i, values})
+		for j := len(found) - 1; j > 0 && found[j].at < found[j-1].at; j-- { // they are few
 			found[j], found[j-1] = found[j-1], found[j]
 		}
 	}
@@ -162,12 +162,25 @@ func appendQuery(b []byte, raw string) []byte {
 		pair, rest, more = strings.Cut(rest, "&")
 		pairs = append(pairs, pair)
 	}
-	slices.SortStableFunc(pairs, func(x, y string) int { return strings.Compare(nameOf(x), nameOf(y)) })
+	if len(pairs) <= len(space) {
+		insertionSort(pairs)
+	} else {
+		slices.SortStableFunc(pairs, func(x, y string) int { return strings.Compare(nameOf(x), nameOf(y)) })
+	}
 	b = binary.AppendUvarint(b, uint64(len(pairs)))
 	for _, pair := range pairs {
 		b = appendPart(b, pair)
 	}
 	return b
+}
+
+// insertionSort is the quickest for a few.
+func insertionSort(pairs []string) {
+	for i := 1; i < len(pairs); i++ {
+		for j := i; j > 0 && nameOf(pairs[j]) < nameOf(pairs[j-1]); j-- {
+			pairs[j], pairs[j-1] = pairs[j-1], pairs[j]
+		}
+	}
 }
 
 func nameOf(pair string) string {

@@ -367,10 +367,10 @@ func (f *Fallback) keyOf(space []byte, t *trip, req *http.Request) answers.Key {
 	if !whole || !f.cacheable(&t.call) || answers.Says(req.Header, "no-store") {
 		return nil
 	}
-	if t.run == nil { // the parameters of work have their canonical form already
-		data = bodyKey(data)
+	if t.run != nil {
+		return f.keys.OfWork(space, t.call.Operation, data) // which have their canonical form already
 	}
-	return f.keys.Of(space, t.call.Operation, methodOf(req), req, data)
+	return f.keys.Of(space, t.call.Operation, methodOf(req), req, bodyKey(data))
 }
 
 // bodyKey is the body as it takes part in the key: JSON whose members stand in another order is the same.

@@ -59,17 +59,30 @@ func (k *Keys) Of(space []byte, operation, method string, req *http.Request, bod
 		sum := sha256.Sum256(body)
 		b = append(append(b, 1), sum[:]...)
 	}
+	return shortened(b)
+}
+
+// OfWork is Of for what is no request: an operation and its parameters are all there is to know.
+func (k *Keys) OfWork(space []byte, operation string, params []byte) Key {
+	b := append(space[:0], isWork)
+	b = appendPart(b, operation)
+	return shortened(append(b, params...))
+}
+
+func shortened(b []byte) Key {
 	if len(b) > longestKey {
 		sum := sha256.Sum256(b)
-		b = append(append(b[:0], isHashed), sum[:]...)
+		b = append(append(b[:0], b[0]|isHashed), sum[:]...)
 	}
 	return b
 }
 
-// The bits of the first byte of a key. Most requests have none of this, and each byte less in a key is time less.
+// The bits of the first byte of a key, which say what is in it. Most requests have none of this, and each byte less in a key
+// is time less.
 const (
 	hasOddities = 1 << iota
 	hasUser
+	isWork
 	isHashed
 )
 

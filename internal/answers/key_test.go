@@ -75,3 +75,19 @@ func TestTenantsWhoTakeTurnsHaveKeysOfTheirOwn(t *testing.T) {
 	}
 	all.Wait()
 }
+
+func TestWorkIsKnownByItsOperationAndParameters(t *testing.T) {
+	keys := NewKeys(nil)
+	long := strings.Repeat("p", longestKey)
+	seen := map[string]bool{}
+	for _, k := range []Key{
+		keys.OfWork(nil, "a", nil), keys.OfWork(nil, "b", nil), keys.OfWork(nil, "a", []byte("1")), keys.OfWork(nil, "a1", nil),
+		keys.OfWork(nil, "", []byte("a1")), keys.OfWork(nil, "a", []byte(long)), keys.OfWork(nil, "b", []byte(long)), keys.OfWork(nil, "a", []byte(long+"p")),
+		keys.Of(nil, "a", "", &http.Request{URL: &url.URL{}}, nil),
+	} {
+		require.LessOrEqual(t, len(k), longestKey)
+		seen[string(k)] = true
+	}
+	require.Len(t, seen, 9)
+	require.Equal(t, keys.OfWork(nil, "a", []byte(long)), keys.OfWork(make([]byte, 3, 700), "a", []byte(long)))
+}

@@ -92,7 +92,10 @@ func (s *Store[ID, L]) put(call *Call[ID, L], a *Answer, now time.Time) (kept bo
 		e.refresh = refresh{underWay: e.refresh.underWay}
 	}
 	s.stats.Bytes += size - e.size
-	e.answer, e.at, e.size = a, now.Add(-a.age), size
+	e.answer, e.at, e.size = a, now, size
+	if a.age > 0 {
+		e.at = now.Add(-a.age)
+	}
 	for s.maxBytes >= 0 && s.stats.Bytes > s.maxBytes { // which ends before this one, the last in line
 		s.remove(first[ID, L](&s.recent))
 		s.stats.Evicted++

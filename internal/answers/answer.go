@@ -30,10 +30,10 @@ type header struct {
 	values []string
 }
 
-// What an answer costs beyond its text, measured by BenchmarkFallbackMemory and rounded up: the response, its key, its
+// What an answer costs beyond its text and its key, measured by BenchmarkFallbackMemory and rounded up: the response, its
 // resource and its places in the store; and for each header its place in two lists.
 const (
-	perAnswer = 1024
+	perAnswer = 960
 	perHeader = 56
 )
 

@@ -165,13 +165,14 @@ func (b *Bulkhead) Stats() BulkheadStats {
 		return BulkheadStats{}
 	}
 	share, now := b.shareNow(), time.Now()
+	since := now.Sub(b.epoch)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return BulkheadStats{
 		Critical: b.tierStats(slots.Critical), Normal: b.tierStats(slots.Normal), Bulk: b.tierStats(slots.Bulk),
 		Total: b.book.Bounds().Total, Effective: b.book.Limit(share), InUse: b.book.InUse(),
 		Waiting: b.book.Waiting(), Queue: b.book.Bounds().Places, Saturated: b.book.Waiting() > 0,
-		OldestWait: b.book.OldestWait(now), Abandoned: b.abandoned, RecentSheds: b.sheds.Sum(now),
+		OldestWait: b.book.OldestWait(since), Abandoned: b.abandoned, RecentSheds: b.sheds.Sum(now),
 	}
 }
 
@@ -369,8 +370,8 @@ func (b *Bulkhead) waiterOf(w *waiter, t *trip, tier slots.Tier) *waiter {
 	return &waiter{Value: claim{trip: t}, Tier: tier, Since: b.now()}
 }
 
-// now is time.Now at half the price.
-func (b *Bulkhead) now() time.Time { return b.epoch.Add(time.Since(b.epoch)) }
+// now is the time since the bulkhead was made.
+func (b *Bulkhead) now() time.Duration { return time.Since(b.epoch) }
 
 // take serves those who wait first: share may have grown since anybody looked.
 func (b *Bulkhead) take(tier slots.Tier, share float64) bool {
@@ -546,7 +547,7 @@ func (b *Bulkhead) count(w *waiter, why shed) {
 		b.sheds.Add(now)
 	}
 	b.events.emit(Event{
-		Kind: EventSlotRejected, Operation: w.Value.trip.call.Operation, Cause: why, Duration: now.Sub(w.Since),
+		Kind: EventSlotRejected, Operation: w.Value.trip.call.Operation, Cause: why, Duration: now.Sub(b.epoch) - w.Since,
 	})
 }
 

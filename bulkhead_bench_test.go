@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/semaphore"
@@ -125,7 +124,7 @@ func BenchmarkBulkheadGrant(b *testing.B) {
 				runtime.Gosched()
 			}
 			for b.Loop() {
-				w := &waiter{Value: claim{trip: &trip{}}, Tier: tierOf(PriorityCritical), Since: time.Now()}
+				w := &waiter{Value: claim{trip: &trip{}}, Tier: tierOf(PriorityCritical), Since: bh.now()}
 				bh.mu.Lock()
 				_ = bh.enqueue(w, 1)
 				bh.mu.Unlock()

@@ -31,7 +31,7 @@ type Bounds struct {
 type Waiter[T any] struct {
 	Value T
 	Tier  Tier
-	Since time.Time
+	Since time.Duration // the moment of arrival, on the owner's clock
 
 	place waitq.Place[*Waiter[T]]
 }
@@ -153,14 +153,14 @@ func (b *Book[T]) Leave(w *Waiter[T]) bool {
 }
 
 // Next gives a free slot to the waiter whose turn it is, and returns it; nil: no slot is free, or nobody waits.
-func (b *Book[T]) Next(now time.Time, share float64) *Waiter[T] {
+func (b *Book[T]) Next(now time.Duration, share float64) *Waiter[T] {
 	if b.waiting == 0 || b.inUse >= b.Limit(share) {
 		return nil
 	}
 	w := b.turn(now)
 	b.Leave(w)
 	b.occupy(w.Tier)
-	waits, waited := &b.tiers[w.Tier].waits, now.Sub(w.Since)
+	waits, waited := &b.tiers[w.Tier].waits, now-w.Since
 	waits.Count++
 	waits.Total += waited
 	waits.Max = max(waits.Max, waited)
@@ -170,7 +170,11 @@ func (b *Book[T]) Next(now time.Time, share float64) *Waiter[T] {
 // turn says whose turn it is: guarantee, then age, then urgency. An aged one that was passed over for a guarantee is
 // next, so that neither waits for a crowd of the other kind. The oldest of a tier stands at the head of its queue, so
 // this costs the same however many wait.
-func (b *Book[T]) turn(now time.Time) *Waiter[T] {
+func (b *Book[T]) turn(now time.Duration) *Waiter[T] {
+	if only := b.only(); only != nil {
+		b.passed = false
+		return only
+	}
 	first, aged := b.first(now, false)
 	owed, _ := b.first(now, true)
 	if owed == nil || owed == first || aged && b.passed {
@@ -181,17 +185,27 @@ func (b *Book[T]) turn(now time.Time) *Waiter[T] {
 	return owed
 }
 
+// only is the head of the one tier that has waiters; nil: several have.
+func (b *Book[T]) only() *Waiter[T] {
+	for t := range b.tiers {
+		if q := &b.tiers[t].queue; q.Len() == b.waiting {
+			return q.Oldest().Value
+		}
+	}
+	return nil
+}
+
 // first picks the oldest aged waiter, else the most urgent, of all tiers or of those below their guarantee. It also
 // reports whether the one it picked is aged.
-func (b *Book[T]) first(now time.Time, owed bool) (best *Waiter[T], aged bool) {
+func (b *Book[T]) first(now time.Duration, owed bool) (best *Waiter[T], aged bool) {
 	for t := range b.tiers {
 		head := b.tiers[t].queue.Oldest()
 		if head == nil || owed && b.tiers[t].inUse >= b.bounds.Guaranteed[t] {
 			continue
 		}
 		w := head.Value
-		old := b.bounds.AgeAfter > 0 && now.Sub(w.Since) >= b.bounds.AgeAfter
-		if best == nil || old && (!aged || w.Since.Before(best.Since)) {
+		old := b.bounds.AgeAfter > 0 && now-w.Since >= b.bounds.AgeAfter
+		if best == nil || old && (!aged || w.Since < best.Since) {
 			best, aged = w, old
 		}
 	}
@@ -199,11 +213,11 @@ func (b *Book[T]) first(now time.Time, owed bool) (best *Waiter[T], aged bool) {
 }
 
 // OldestWait is how long the one who waits longest has waited.
-func (b *Book[T]) OldestWait(now time.Time) time.Duration {
+func (b *Book[T]) OldestWait(now time.Duration) time.Duration {
 	longest := time.Duration(0)
 	for t := range b.tiers {
 		if head := b.tiers[t].queue.Oldest(); head != nil {
-			longest = max(longest, now.Sub(head.Value.Since))
+			longest = max(longest, now-head.Value.Since)
 		}
 	}
 	return longest

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -269,7 +270,7 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 // attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
 // the caller.
 func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	w := &work{attemptContext: attemptContext{layer: l, trip: t, wake: make(chan struct{}, 3)}}
+	w := &work{attemptContext: attemptContext{layer: l, trip: t}}
 	if !w.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
@@ -278,6 +279,7 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	}
 	t.payload.Hold() // the caller may have left before the wire asks for it
 	go w.run(req, next)
+	runtime.Gosched() // work that is quick is over when this returns, which spares a channel and a timer
 	if !w.wait() {
 		t.waited()
 		if linger := w.abandon(caller); linger != nil {
@@ -334,23 +336,18 @@ func (l *Timeout) explain(ctx *attemptContext, caller context.Context, err error
 type work struct {
 	attemptContext
 
-	done   bool // this and the next are guarded by the context's lock
-	linger *lingering
-	result result // once done; linger is set when the caller has been answered without it
+	done   bool       // this and the next are guarded by the context's lock
+	linger *lingering // set when the caller has been answered without the result
+	result result     // the attempt's own until it is done
 }
 
-// run is capture without what that allocates.
+// run is capture without what that allocates, and with little on the stack: a new goroutine has room for two kilobytes, and
+// moving to more takes longer than all the rest.
 func (w *work) run(req *http.Request, next leg) {
-	r := result{exited: true}
-	defer func() {
-		if v := recover(); v != nil {
-			r = result{panicked: true, value: v}
-		}
-		w.trip.payload.Release()
-		w.finish(r)
-	}()
+	w.result.exited = true
+	defer w.finish()
 	resp, err := next.travel(w, w.trip, req)
-	r = result{resp: resp, err: err}
+	w.result = result{resp: resp, err: err}
 }
 
 // grace is how long a transport has to return after its context ended. One that honours its context needs none of it,
@@ -359,13 +356,15 @@ const grace = 2 * time.Millisecond
 
 // wait returns true when the work has ended, false when its time is up and it has not.
 func (w *work) wait() bool {
-	if left := w.parent.Done(); left == nil {
-		<-w.wake
-	} else {
-		select {
-		case <-w.wake:
-		case <-left:
-			w.end(context.Cause(w.parent))
+	if !w.watch() {
+		if left := w.parent.Done(); left == nil {
+			<-w.wake
+		} else {
+			select {
+			case <-w.wake:
+			case <-left:
+				w.end(context.Cause(w.parent))
+			}
 		}
 	}
 	if w.over() {
@@ -385,30 +384,52 @@ func (w *work) wait() bool {
 	}
 }
 
+// watch gets the caller woken when the work has ended or its time is up. It returns true when that is so already.
+func (w *work) watch() (now bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done {
+		return true
+	}
+	w.wake = make(chan struct{}, 3)
+	w.arm(w.trip.lately())
+	return w.cause != nil
+}
+
 func (w *work) over() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.done
 }
 
-// finish is called on the attempt's goroutine, whatever way it ended.
-func (w *work) finish(r result) {
+// finish is deferred on the attempt's goroutine, and told whatever way that ended.
+func (w *work) finish() {
+	if v := recover(); v != nil {
+		w.result = result{panicked: true, value: v}
+	}
+	w.trip.payload.Release()
 	w.mu.Lock()
 	w.stopDial()
-	w.done, w.result = true, r
-	linger := w.linger
+	w.done = true
+	linger, wake := w.linger, w.wake
 	w.mu.Unlock()
-	if linger == nil {
-		w.wake <- struct{}{}
-		return
+	switch {
+	case linger != nil:
+		w.finishLate(linger)
+	case wake != nil:
+		wake <- struct{}{}
 	}
+}
+
+// finishLate is the end of an attempt that was left behind.
+func (w *work) finishLate(l *lingering) {
 	w.layer.lingering.Add(-1)
 	w.layer.late.Add(1)
-	w.layer.events.emit(Event{Kind: EventAttemptLate, Operation: w.trip.call.Operation, Cause: r.cause()})
-	linger.late = r
-	linger.tail.end()
-	if r.resp != nil && r.resp.Body != nil {
-		_ = r.resp.Body.Close() // nobody waits for it
+	w.layer.events.emit(Event{Kind: EventAttemptLate, Operation: w.trip.call.Operation, Cause: w.result.cause()})
+	l.late = w.result
+	l.tail.end()
+	if resp := w.result.resp; resp != nil && resp.Body != nil {
+		_ = resp.Body.Close() // nobody waits for it
 	}
 }
 

@@ -483,3 +483,45 @@ func TestTimeout_HTTPClientTimeoutKeepsTheVerdict(t *testing.T) {
 		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"), "its own limit of 30 s has passed")
 	})
 }
+
+// What happens to an attempt before its caller begins to wait for it is not waited for.
+func TestT06_AnAttemptThatEndsBeforeAnybodyWaits(t *testing.T) {
+	begun := func(t *testing.T) *work {
+		l := newTime(t, TimeoutConfig{Request: time.Minute})
+		w := &work{attemptContext: attemptContext{layer: l, trip: tripOfRead("op", "")}}
+		require.True(t, w.start(t.Context()))
+		return w
+	}
+	t.Run("it has returned", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w, began := begun(t), time.Now()
+			w.finish()
+			require.True(t, w.wait())
+			require.Zero(t, time.Since(began))
+		})
+	})
+	t.Run("its time is up", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w, began := begun(t), time.Now()
+			w.expire()
+			require.False(t, w.wait())
+			require.Equal(t, grace, time.Since(began))
+		})
+	})
+	t.Run("its time is up, and it returns late", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w, began := begun(t), time.Now()
+			w.expire()
+			time.AfterFunc(grace/2, w.finish)
+			require.True(t, w.wait())
+			require.Equal(t, grace/2, time.Since(began))
+		})
+	})
+	t.Run("its limit is there though nothing has looked at its context", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w, began := begun(t), time.Now()
+			require.False(t, w.wait())
+			require.Equal(t, time.Minute+grace, time.Since(began))
+		})
+	})
+}

@@ -13,9 +13,9 @@ type attemptContext struct {
 	layer  *Timeout
 	trip   *trip
 	parent context.Context // the caller's, without a budget, which this has in its limit
+	wake   chan struct{}   // told when time is up; nil: nobody waits but the work itself
 
 	mu      sync.Mutex
-	wake    chan struct{} // told when time is up; nil: nobody waits for that but the work itself
 	limit   time.Duration // an instant of the trip's clock; 0: none, or no more
 	cause   error         // why it ended; nil: it has not
 	clock   *time.Timer
@@ -62,6 +62,9 @@ func (c *attemptContext) start(caller context.Context) bool {
 			c.limit, c.kind = budget, limitBudget
 		}
 	}
+	if c.wake != nil {
+		c.arm(now)
+	}
 	return true
 }
 
@@ -81,24 +84,24 @@ func (c *attemptContext) expire() {
 }
 
 func (c *attemptContext) timeUp(cause error) {
-	if wake := c.end(cause); wake != nil {
-		wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
+	c.end(cause)
+	if c.wake != nil {
+		c.wake <- struct{}{} // the work, its clock and its dial's clock wake once each, and there is room for all
 	}
 }
 
-// end ends the context; the first cause counts. It returns how to tell somebody who waits for the attempt.
-func (c *attemptContext) end(cause error) (wake chan<- struct{}) {
+// end ends the context; the first cause counts.
+func (c *attemptContext) end(cause error) {
 	c.mu.Lock()
 	if c.cause == nil {
 		c.cause = cause
 		c.byTime = errors.Is(cause, ErrTimeout) || errors.Is(c.parent.Err(), context.DeadlineExceeded)
 	}
-	looked, wake := c.looked, c.wake
+	looked := c.looked
 	c.mu.Unlock()
 	if looked != nil {
 		looked.cancel(cause)
 	}
-	return wake
 }
 
 // ended is why the context has ended, nil if it has not. Where no clock runs it looks at the time.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -270,7 +269,7 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 // attempt runs the rest of the road on a goroutine of its own, so that a transport that ignores its context cannot hold
 // the caller.
 func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	w := &work{attemptContext: attemptContext{layer: l, trip: t}}
+	w := &work{attemptContext: attemptContext{layer: l, trip: t, wake: make(chan struct{}, 3)}}
 	if !w.start(caller) {
 		return nil, t.gone(caller, "timeout")
 	}
@@ -279,7 +278,6 @@ func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, ne
 	}
 	t.payload.Hold() // the caller may have left before the wire asks for it
 	go w.run(req, next)
-	runtime.Gosched() // work that is quick is over when this returns, which spares a channel and a timer
 	if !w.wait() {
 		t.waited()
 		if linger := w.abandon(caller); linger != nil {
@@ -356,15 +354,13 @@ const grace = 2 * time.Millisecond
 
 // wait returns true when the work has ended, false when its time is up and it has not.
 func (w *work) wait() bool {
-	if !w.watch() {
-		if left := w.parent.Done(); left == nil {
-			<-w.wake
-		} else {
-			select {
-			case <-w.wake:
-			case <-left:
-				w.end(context.Cause(w.parent))
-			}
+	if left := w.parent.Done(); left == nil {
+		<-w.wake
+	} else {
+		select {
+		case <-w.wake:
+		case <-left:
+			w.end(context.Cause(w.parent))
 		}
 	}
 	if w.over() {
@@ -384,18 +380,6 @@ func (w *work) wait() bool {
 	}
 }
 
-// watch gets the caller woken when the work has ended or its time is up. It returns true when that is so already.
-func (w *work) watch() (now bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.done {
-		return true
-	}
-	w.wake = make(chan struct{}, 3)
-	w.arm(w.trip.lately())
-	return w.cause != nil
-}
-
 func (w *work) over() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -411,14 +395,13 @@ func (w *work) finish() {
 	w.mu.Lock()
 	w.stopDial()
 	w.done = true
-	linger, wake := w.linger, w.wake
+	linger := w.linger
 	w.mu.Unlock()
-	switch {
-	case linger != nil:
+	if linger != nil {
 		w.finishLate(linger)
-	case wake != nil:
-		wake <- struct{}{}
+		return
 	}
+	w.wake <- struct{}{}
 }
 
 // finishLate is the end of an attempt that was left behind.

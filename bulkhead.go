@@ -229,7 +229,7 @@ func tierOf(p Priority) slots.Tier {
 	}
 }
 
-// roadless are the trips of work that came by Acquire, of which only the priority is known. They never change.
+// roadless are the trips of work that came by Acquire, of which only the priority is known. Nothing looks at their clocks.
 var roadless = [3]trip{
 	slots.Critical: {call: Call{Priority: PriorityCritical}},
 	slots.Normal:   {call: Call{Priority: PriorityNormal}},

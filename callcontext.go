@@ -94,8 +94,8 @@ func (c *callContext) arm(a *awaited) {
 
 func (c *callContext) callerEnded() { c.end(&ending{c.caller.Err(), context.Cause(c.caller)}) }
 
-// Err works the caller's end out when asked. The budget's needs a look at the clock, which costs as much as a door: it is
-// taken where somebody waits, and before an attempt, see budget.
+// Err works the caller's end out when asked. The budget's needs a look at the clock, which costs as much as two doors: it
+// is taken where somebody waits, and before an attempt, see budget.
 func (c *callContext) Err() error {
 	if e := c.ending.Load(); e != nil {
 		return e.err

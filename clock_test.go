@@ -179,12 +179,221 @@ func TestClock_ALayerAloneLooksEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, err := NewTimeout(TimeoutConfig{Total: time.Hour, Request: 30 * time.Second, Cooperative: true})
 		require.NoError(t, err)
-		rt := Chain(l.Budget(), LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+		f, err := NewFallback(FallbackConfig{})
+		require.NoError(t, err)
+		foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
 			return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 				time.Sleep(10 * time.Second)
 				return next.RoundTrip(req)
 			})
-		}), l.Attempt()).Wrap(RoundTripFunc(untilDone))
-		require.Equal(t, 40*time.Second, limitFires(t, rt, time.Now()))
+		})
+		rt := Chain(f, foreign, l.Budget(), foreign, l.Attempt()).Wrap(RoundTripFunc(untilDone))
+		require.Equal(t, 50*time.Second, limitFires(t, rt, time.Now()))
+	})
+}
+
+type slowKeys struct{ KeyStore }
+
+func (s slowKeys) Load(ctx context.Context, id string) (Record, error) {
+	time.Sleep(10 * time.Second)
+	return s.KeyStore.Load(ctx, id)
+}
+
+func TestClock_AWriteLooksEachTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := patient(t, func(c *Config) { c.Idempotency.Store = slowKeys{NewMemoryStore(0)}; c.DLQ.Off = true })
+		req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPut, callURL, nil)
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = s.Wrap(RoundTripFunc(untilDone)).RoundTrip(req)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "request", e.Limit)
+		require.Equal(t, 40*time.Second, time.Since(began))
+		closeStack(t, s)
+	})
+}
+
+// A follower whose budget ends while it waits for a leader is served a kept answer; its age must include the wait.
+func TestClock_AFollowerWhoseBudgetEndsIsToldTheAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := patient(t, func(c *Config) {
+			c.Fallback = FallbackConfig{Fresh: time.Minute, Stale: 2 * time.Minute, MaxAge: 3 * time.Minute}
+			c.Timeout.Request = time.Hour
+		})
+		up := true
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if up {
+				return textAnswer(http.StatusOK, nil), nil
+			}
+			return untilDone(req)
+		}))
+		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.NoError(t, err)
+		up = false
+		time.Sleep(50 * time.Second)
+		leader, leave := context.WithCancel(t.Context())
+		defer leave()
+		go func() { _, _ = rt.RoundTrip(readOf(leader, t, callURL)) }()
+		synctest.Wait()
+		began := time.Now()
+		resp, err := rt.RoundTrip(readOf(WithBudget(t.Context(), 90*time.Second), t, callURL))
+		require.NoError(t, err)
+		require.Equal(t, 90*time.Second, time.Since(began))
+		age, staleness, ok := Served(resp)
+		require.True(t, ok)
+		require.Equal(t, 140*time.Second, age)
+		require.Equal(t, VeryStale, staleness)
+		require.Equal(t, 90*time.Second, s.Stats().Latency["request"].Max)
+		leave()
+		synctest.Wait()
+		closeStack(t, s)
+	})
+}
+
+// And nothing older than MaxAge is served.
+func TestClock_AFollowerWhoseBudgetEndsIsServedNothingGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := patient(t, func(c *Config) {
+			c.Fallback = FallbackConfig{Fresh: time.Second, Stale: time.Second, MaxAge: time.Minute}
+			c.Timeout.Request = time.Hour
+		})
+		up := true
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if up {
+				return textAnswer(http.StatusOK, nil), nil
+			}
+			return untilDone(req)
+		}))
+		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.NoError(t, err)
+		up = false
+		time.Sleep(50 * time.Second)
+		leader, leave := context.WithCancel(t.Context())
+		defer leave()
+		go func() { _, _ = rt.RoundTrip(readOf(leader, t, callURL)) }()
+		synctest.Wait()
+		_, err = rt.RoundTrip(readOf(WithBudget(t.Context(), 30*time.Minute), t, callURL))
+		require.ErrorIs(t, err, ErrTimeout)
+		leave()
+		synctest.Wait()
+		closeStack(t, s)
+	})
+}
+
+// A foreign transport below a stack may wait and then call a layer of ours.
+func TestClock_ALayerBehindAForeignTransportThatWaits(t *testing.T) {
+	for name, cooperative := range map[string]bool{"cooperative": true, "goroutine": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, err := NewTimeout(TimeoutConfig{Total: time.Hour, Request: 30 * time.Second, Cooperative: cooperative})
+				require.NoError(t, err)
+				s := patient(t, func(c *Config) { c.Timeout.Request, c.Timeout.Cooperative = time.Hour, false })
+				inner := l.Attempt().Wrap(RoundTripFunc(untilDone))
+				rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					time.Sleep(20 * time.Second) // a rate limiter, a token that is fetched
+					return inner.RoundTrip(req)
+				}))
+				require.Equal(t, 50*time.Second, limitFires(t, rt, time.Now()))
+				closeStack(t, s)
+			})
+		})
+	}
+}
+
+func TestClock_ABudgetBehindAForeignTransportThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := NewTimeout(TimeoutConfig{Total: 30 * time.Second, Cooperative: true})
+		require.NoError(t, err)
+		s := patient(t, func(c *Config) { c.Timeout.Request, c.Timeout.Cooperative = time.Hour, false })
+		inner := l.Budget().Wrap(RoundTripFunc(untilDone))
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			time.Sleep(40 * time.Second)
+			return inner.RoundTrip(req)
+		}))
+		began := time.Now()
+		_, err = rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.Error(t, err)
+		require.Equal(t, 70*time.Second, time.Since(began))
+		closeStack(t, s)
+	})
+}
+
+func TestClock_AFallbackBehindAForeignTransportThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, err := NewFallback(FallbackConfig{Fresh: 30 * time.Second, Stale: 30 * time.Second, MaxAge: 35 * time.Second, ServeFresh: true})
+		require.NoError(t, err)
+		s := patient(t, func(c *Config) { c.Timeout.Request, c.Fallback.Off = time.Hour, true })
+		calls := 0
+		inner := f.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { calls++; return textAnswer(http.StatusOK, nil), nil }))
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			time.Sleep(40 * time.Second)
+			return inner.RoundTrip(req)
+		}))
+		for range 2 {
+			_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+			require.NoError(t, err)
+		}
+		require.Equal(t, 2, calls, "the first answer was 40 s old when the second read came here, and MaxAge is 35 s")
+		closeStack(t, s)
+	})
+}
+
+// A foreign hedger below the stack over an attempt of ours.
+func TestClock_AHedgeOverAnAttemptOfOurs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := NewTimeout(TimeoutConfig{Total: time.Hour, Request: 30 * time.Second, Cooperative: true})
+		require.NoError(t, err)
+		s := patient(t, func(c *Config) { c.Timeout.Request, c.Timeout.Cooperative = time.Hour, false })
+		inner := l.Attempt().Wrap(RoundTripFunc(untilDone))
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			go func() { _, _ = inner.RoundTrip(req) }()
+			time.Sleep(20 * time.Second)
+			return inner.RoundTrip(req)
+		}))
+		require.Equal(t, 50*time.Second, limitFires(t, rt, time.Now()))
+		closeStack(t, s)
+	})
+}
+
+// The deadline that a transport is shown, behind a foreign transport that waits.
+func TestClock_TheDeadlineBehindAForeignTransportThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := NewTimeout(TimeoutConfig{Total: time.Hour, Request: 30 * time.Second})
+		require.NoError(t, err)
+		s := patient(t, func(c *Config) { c.Timeout.Request, c.Timeout.Cooperative = time.Hour, false })
+		inner := l.Attempt().Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			at, ok := req.Context().Deadline()
+			require.True(t, ok)
+			require.Equal(t, 30*time.Second, time.Until(at))
+			return textAnswer(200, nil), nil
+		}))
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			time.Sleep(20 * time.Second)
+			return inner.RoundTrip(req)
+		}))
+		_, err = rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.NoError(t, err)
+		closeStack(t, s)
+	})
+}
+
+// A read that waited for a leader as the stack closes has waited, too.
+func TestClock_TheLatencyOfAFollowerAsTheStackCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := patient(t, func(c *Config) { c.Timeout.Request = time.Hour })
+		rt := s.Wrap(RoundTripFunc(untilDone))
+		leader, leave := context.WithCancel(t.Context())
+		go func() { _, _ = rt.RoundTrip(readOf(leader, t, callURL)) }()
+		synctest.Wait()
+		over := make(chan struct{})
+		go func() { _, _ = rt.RoundTrip(readOf(t.Context(), t, callURL)); close(over) }()
+		synctest.Wait()
+		time.Sleep(10 * time.Second)
+		go func() { _ = s.Close(t.Context()) }()
+		<-over
+		require.Equal(t, 10*time.Second, s.Stats().Latency["request"].Max)
+		leave()
+		synctest.Wait()
 	})
 }

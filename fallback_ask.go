@@ -40,14 +40,9 @@ func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg
 		if t.within(call.Leader) { // a chain with this layer twice, or a transport that asks the same: waiting would never end
 			return f.alone(ctx, t, req, next, key)
 		}
-		select {
-		case <-call.Done():
-		case <-ctx.Done():
-			return nil, t.gone(ctx, "fallback")
-		case <-f.closing:
-			return nil, t.refuse("fallback", ErrClosed)
+		if err := f.await(ctx, t, call); err != nil {
+			return nil, err
 		}
-		t.waited()
 		switch call.Ending {
 		case answers.Answered:
 			f.coalesced.Add(1)
@@ -59,6 +54,19 @@ func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg
 			return f.alone(ctx, t, req, next, key)
 		case answers.Abandoned: // around again
 		}
+	}
+}
+
+// await waits for the call of somebody else.
+func (f *Fallback) await(ctx context.Context, t *trip, call *answers.Call[callID, *trip]) error {
+	defer t.waited()
+	select {
+	case <-call.Done():
+		return nil
+	case <-ctx.Done():
+		return t.gone(ctx, "fallback")
+	case <-f.closing:
+		return t.refuse("fallback", ErrClosed)
 	}
 }
 

@@ -278,3 +278,29 @@ func heapInUse() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc) //nolint:gosec // no heap is that large
 }
+
+// What a string takes counts, and of a long text that it was cut from nothing is kept.
+func TestFallback_AStringOfWorkIsCounted(t *testing.T) {
+	s := newStack(t, Config{Fallback: FallbackConfig{MaxBytes: 16 << 20}})
+	defer closeStack(t, s)
+	measure := func(size, keep, n int) (used, counted int64) {
+		s.Fallback.Invalidate("")
+		before := heapInUse()
+		for i := range n {
+			_, err := Do(t.Context(), s, Call{Operation: "op", Effect: EffectRead, Params: i}, func(context.Context) (string, error) {
+				return strings.Repeat("x", size)[:keep], nil
+			})
+			require.NoError(t, err)
+		}
+		return heapInUse() - before, s.Stats().Fallback.Bytes
+	}
+	used, counted := measure(1<<20, 1<<20, 12)
+	if used > counted*11/10 {
+		t.Errorf("12 strings of 1 MB: %d KB used, %d KB counted", used>>10, counted>>10)
+	}
+	used, counted = measure(1<<20, 10, 100)
+	if used > counted*11/10+(1<<20) {
+		t.Errorf("100 strings of 10 bytes, cut from texts of 1 MB: %d KB used, %d KB counted, MaxBytes 16 MB", used>>10, counted>>10)
+	}
+	runtime.KeepAlive(s)
+}

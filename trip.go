@@ -299,6 +299,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	ctx := req.Context()
 	outer := tripOf(ctx)
 	if outer != nil && e.stack == nil && passing(ctx, req) {
+		outer.waited() // nobody knows for what the transport between took its time
 		return l.travel(ctx, outer, req)
 	}
 	t := &trip{stack: e.stack, outer: outer, road: l, letter: e.letter}

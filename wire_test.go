@@ -2,10 +2,15 @@ package resilience
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -138,4 +143,100 @@ func TestWire_ARequestThatDialsNotPaysForNoDialer(t *testing.T) {
 	require.LessOrEqual(t, testing.AllocsPerRun(100, func() {
 		httptrace.ContextClientTrace(&sighting{Context: out, wire: w})
 	}), 7.0, "the sighting, its hooks, and one for each of them")
+}
+
+// hookCount counts the hooks that fire before an answer is there.
+type hookCount struct {
+	mu sync.Mutex
+	m  map[string]int
+}
+
+func (h *hookCount) add(s string) { h.mu.Lock(); defer h.mu.Unlock(); h.m[s]++ }
+func (h *hookCount) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		GetConn: func(string) { h.add("GetConn") }, GotConn: func(httptrace.GotConnInfo) { h.add("GotConn") },
+		GotFirstResponseByte: func() { h.add("First") },
+		DNSStart:             func(httptrace.DNSStartInfo) { h.add("DNSStart") }, DNSDone: func(httptrace.DNSDoneInfo) { h.add("DNSDone") },
+		ConnectStart: func(string, string) { h.add("ConnectStart") }, ConnectDone: func(string, string, error) { h.add("ConnectDone") },
+		TLSHandshakeStart: func() { h.add("TLSStart") }, TLSHandshakeDone: func(tls.ConnectionState, error) { h.add("TLSDone") },
+	}
+}
+
+// Everybody's hooks fire as often as over the bare transport, whatever road leads there.
+func TestWire_HooksFireAsWithoutUs(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+	t.Cleanup(srv.Close)
+	base := func() *http.Transport {
+		tr, ok := srv.Client().Transport.(*http.Transport)
+		require.True(t, ok)
+		return tr.Clone()
+	}
+	theirs := func(h *hookCount, next http.RoundTripper) http.RoundTripper {
+		return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			return next.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), h.trace())))
+		})
+	}
+	stack := func() *Stack { s := newStack(t, Config{}); t.Cleanup(func() { closeStack(t, s) }); return s }
+	for name, pave := range map[string]func(h *hookCount, tr http.RoundTripper) http.RoundTripper{
+		"stack":            func(_ *hookCount, tr http.RoundTripper) http.RoundTripper { return stack().Wrap(tr) },
+		"stack over stack": func(_ *hookCount, tr http.RoundTripper) http.RoundTripper { return stack().Wrap(stack().Wrap(tr)) },
+		"stack, theirs":    func(h *hookCount, tr http.RoundTripper) http.RoundTripper { return stack().Wrap(theirs(h, tr)) },
+		"theirs, stack":    func(h *hookCount, tr http.RoundTripper) http.RoundTripper { return theirs(h, stack().Wrap(tr)) },
+		"stack, theirs, stack": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {
+			return stack().Wrap(theirs(h, stack().Wrap(tr)))
+		},
+		"stack, stack, theirs": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {
+			return stack().Wrap(stack().Wrap(theirs(h, tr)))
+		},
+		"stack, theirs, attempt": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {
+			return stack().Wrap(theirs(h, newTime(t, TimeoutConfig{}).Attempt().Wrap(tr)))
+		},
+		"attempt": func(_ *hookCount, tr http.RoundTripper) http.RoundTripper {
+			return newTime(t, TimeoutConfig{}).Attempt().Wrap(tr)
+		},
+		"no connect limit": func(_ *hookCount, tr http.RoundTripper) http.RoundTripper {
+			return newTime(t, TimeoutConfig{Connect: -1}).Attempt().Wrap(tr)
+		},
+		"breaker": func(_ *hookCount, tr http.RoundTripper) http.RoundTripper {
+			b, err := NewBreaker(BreakerConfig{})
+			require.NoError(t, err)
+			return b.Wrap(tr)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run := func(rt http.RoundTripper, caller *hookCount) {
+				for range 2 {
+					ctx := t.Context()
+					if caller != nil {
+						ctx = httptrace.WithClientTrace(ctx, caller.trace())
+					}
+					req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)
+					require.NoError(t, err)
+					resp, err := rt.RoundTrip(req)
+					require.NoError(t, err)
+					_, err = io.Copy(io.Discard, resp.Body)
+					require.NoError(t, err)
+					require.NoError(t, resp.Body.Close())
+				}
+			}
+			want := &hookCount{m: map[string]int{}}
+			trp := base()
+			run(trp, want)
+			for _, withCaller := range []bool{true, false} {
+				caller, mid := &hookCount{m: map[string]int{}}, &hookCount{m: map[string]int{}}
+				tr := base()
+				if !withCaller {
+					caller = nil
+				}
+				run(pave(mid, tr), caller)
+				if withCaller {
+					require.Equal(t, fmt.Sprint(want.m), fmt.Sprint(caller.m))
+				}
+				if len(mid.m) > 0 {
+					require.Equal(t, fmt.Sprint(want.m), fmt.Sprint(mid.m))
+				}
+				tr.CloseIdleConnections()
+			}
+		})
+	}
 }

@@ -60,9 +60,18 @@ func Take(resp *http.Response, known []string) (a *Answer, ok bool) {
 	}
 	a.values = len(all)
 	if v, ok := body.Constant(resp); ok {
-		a.value = v
+		a.keep(v)
 	}
 	return a, true
+}
+
+// keep keeps a constant. A string may be part of a long text, which would stay with it.
+func (a *Answer) keep(v any) {
+	if s, ok := v.(string); ok {
+		v = strings.Clone(s)
+		a.size += int64(len(s))
+	}
+	a.value = v
 }
 
 // is reports whether a response says what the answer says, to the last header.

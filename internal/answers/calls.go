@@ -27,11 +27,9 @@ type Call[ID comparable, L any] struct {
 	Err    error
 
 	entry *entry[ID, L]
-	next  *Call[ID, L] // of the same entry
-	node  *node        // of its resource
+	node  *node // of its resource
 	since uint64
 	last  *Answer       // what was kept as it began; nil: nothing
-	alone bool          // nobody may join it
 	done  chan struct{} // nil: nobody waits
 }
 
@@ -41,16 +39,15 @@ func (s *Store[ID, L]) Join(k Key, id ID, resource string, leader L) (call *Call
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entryOf(k)
-	for call = e.calls; call != nil; call = call.next {
-		if !call.alone && call.ID == id && !call.overtaken() {
-			if call.done == nil {
-				call.done = make(chan struct{})
-			}
-			return call, false
+	if call = e.open(id); call != nil && !call.overtaken() {
+		if call.done == nil {
+			call.done = make(chan struct{})
 		}
+		return call, false
 	}
 	call = s.begin(e, resource)
 	call.ID, call.Leader = id, leader
+	e.show(call)
 	return call, true
 }
 
@@ -58,9 +55,40 @@ func (s *Store[ID, L]) Join(k Key, id ID, resource string, leader L) (call *Call
 func (s *Store[ID, L]) Begin(k Key, resource string) *Call[ID, L] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	call := s.begin(s.entryOf(k), resource)
-	call.alone = true
-	return call
+	return s.begin(s.entryOf(k), resource)
+}
+
+// open is the call that can be joined under an id; nil: there is none.
+func (e *entry[ID, L]) open(id ID) *Call[ID, L] {
+	if e.lead != nil && e.lead.ID == id {
+		return e.lead
+	}
+	return e.others[id]
+}
+
+// show lets others join a call, which takes the place of an overtaken one.
+func (e *entry[ID, L]) show(call *Call[ID, L]) {
+	switch {
+	case e.others[call.ID] != nil:
+		e.others[call.ID] = call
+	case e.lead == nil || e.lead.ID == call.ID:
+		e.lead = call
+	default:
+		if e.others == nil {
+			e.others = make(map[ID]*Call[ID, L])
+		}
+		e.others[call.ID] = call
+	}
+}
+
+// hide takes back what show did, unless another call has the place.
+func (e *entry[ID, L]) hide(call *Call[ID, L]) {
+	switch call {
+	case e.lead:
+		e.lead = nil
+	case e.others[call.ID]:
+		delete(e.others, call.ID)
+	}
 }
 
 // entryOf returns the entry of a key, a new one if there is none: it must get a call then.
@@ -78,7 +106,7 @@ func (s *Store[ID, L]) begin(e *entry[ID, L], resource string) *Call[ID, L] {
 	if call == nil {
 		call = new(Call[ID, L])
 	}
-	call.entry, call.since, call.last, call.next = e, s.moment, e.answer, e.calls
+	call.entry, call.since, call.last = e, s.moment, e.answer
 	if e.answer != nil && e.node.resource == resource {
 		call.node = e.node // most often: nothing to look for
 	} else {
@@ -86,7 +114,7 @@ func (s *Store[ID, L]) begin(e *entry[ID, L], resource string) *Call[ID, L] {
 	}
 	call.node.calls++
 	s.calls++
-	e.calls = call
+	e.calls++
 	return call
 }
 
@@ -99,12 +127,8 @@ func (s *Store[ID, L]) Leave(call *Call[ID, L], a *Answer, now time.Time) (await
 		s.put(call, a, now)
 	}
 	e := call.entry
-	for at := &e.calls; ; at = &(*at).next {
-		if *at == call {
-			*at = call.next
-			break
-		}
-	}
+	e.hide(call)
+	e.calls--
 	s.prune(e)
 	s.calls--
 	call.node.calls--

@@ -2,6 +2,7 @@ package answers
 
 import (
 	"errors"
+	"strconv"
 	"testing"
 	"time"
 
@@ -103,5 +104,32 @@ func TestACallThatNobodySawIsUsedAgain(t *testing.T) {
 		call.Ending, call.Err = Failed, errors.New("x")
 		require.False(t, s.Leave(call, nil, time.Time{}))
 		s.End(call)
+	}
+}
+
+// BenchmarkCallsForOneKey is a call that begins and ends while others for its key, which nobody may share, are on their way.
+func BenchmarkCallsForOneKey(b *testing.B) {
+	for _, n := range []int{1, 10_000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			s := newStore(-1, -1)
+			calls := make([]*Call[string, int], n)
+			for i := range calls {
+				calls[i] = s.Begin(keyFor(1), "call/a")
+				if i%2 == 0 {
+					s.Join(keyFor(1), strconv.Itoa(i), "call/a", i)
+				}
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				i = (i + 1) % n
+				s.Leave(calls[i], nil, time.Time{})
+				s.End(calls[i])
+				calls[i] = s.Begin(keyFor(1), "call/a")
+				call, _ := s.Join(keyFor(1), "one more", "call/a", 1)
+				s.Leave(call, nil, time.Time{})
+				s.End(call)
+			}
+		})
 	}
 }

@@ -23,7 +23,8 @@ type Keys struct {
 	seen    atomic.Pointer[headersSeen]
 }
 
-// headersSeen are those of the last request, and their hash. Most programs say the same in all of their requests.
+// headersSeen are those of the last request, and their hash. Most programs say the same in all of their requests. They are
+// the one place where secrets are kept as they are, until the next request; the program that made it has them anyway.
 type headersSeen struct {
 	text string
 	sum  [sha256.Size]byte

@@ -40,8 +40,10 @@ type Stats struct {
 // entry is what there is for one key: an answer and its places in the store, calls on their way, or both. Without either it
 // is not there.
 type entry[ID comparable, L any] struct {
-	key   string
-	calls *Call[ID, L] // a list of them
+	key    string
+	calls  int                 // on their way
+	lead   *Call[ID, L]        // one of those that can be joined, which most often is the only one
+	others map[ID]*Call[ID, L] // the others
 
 	answer *Answer // nil: none, and nothing of the following
 	at     time.Time
@@ -237,13 +239,13 @@ func (s *Store[ID, L]) unlink(e *entry[ID, L]) {
 	e.node.entries.Remove(e.inNode)
 	s.stats.Entries--
 	s.stats.Bytes -= e.size
-	*e = entry[ID, L]{key: e.key, calls: e.calls}
+	*e = entry[ID, L]{key: e.key, calls: e.calls, lead: e.lead, others: e.others}
 	s.prune(e)
 }
 
 // prune forgets an entry that holds nothing.
 func (s *Store[ID, L]) prune(e *entry[ID, L]) {
-	if e.answer == nil && e.calls == nil {
+	if e.answer == nil && e.calls == 0 {
 		delete(s.entries, e.key)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -199,14 +198,17 @@ func (h *Held) Bytes() []byte {
 }
 
 // Constant returns the value that an answer encodes, if nobody can change it and equal ones encode alike: a whole number, a
-// string, true or false.
+// string, true or false. A type of a user's may encode as it likes.
 func Constant(resp *http.Response) (v any, ok bool) {
 	h, _ := resp.Body.(*Held)
-	if h == nil || h.Value == nil {
+	if h == nil {
 		return nil, false
 	}
-	k := reflect.TypeOf(h.Value).Kind()
-	return h.Value, reflect.Bool <= k && k <= reflect.Uint64 || k == reflect.String
+	switch h.Value.(type) {
+	case bool, string, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64:
+		return h.Value, true
+	}
+	return nil, false
 }
 
 // InMemory reports whether the body of resp was held already.

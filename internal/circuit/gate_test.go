@@ -117,3 +117,40 @@ func TestRefuse_NothingIsLeftAfterRecovery(t *testing.T) {
 		require.NoError(t, err)
 	})
 }
+
+// Who reports late what they saw earlier does not move the end of an open period: for a trial the gate looks itself.
+func TestLeaveAt_ATrialEndsWhenItIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.MaxOpenFor = cfg.OpenFor
+		g := New(cfg, "")
+		fail(t, g)
+		time.Sleep(cfg.OpenFor)
+		trial, _, err := g.Enter()
+		require.NoError(t, err)
+		seen := time.Now()
+		time.Sleep(time.Second)
+		g.LeaveAt(trial, Result{Outcome: Failure}, seen)
+		wait, err := g.Refuse()
+		require.Error(t, err)
+		require.Equal(t, cfg.OpenFor, wait)
+	})
+}
+
+func TestLeaveAt_AResultCountsWhenItCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.MinCalls = 2
+		g := New(cfg, "")
+		first, _, err := g.Enter()
+		require.NoError(t, err)
+		second, _, err := g.Enter()
+		require.NoError(t, err)
+		came := time.Now()
+		time.Sleep(cfg.Window)
+		g.LeaveAt(first, Result{Outcome: Failure}, came)
+		g.LeaveAt(second, Result{Outcome: Failure}, came.Add(cfg.Window))
+		_, err = g.Refuse()
+		require.NoError(t, err, "they were a window apart")
+	})
+}

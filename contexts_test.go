@@ -1,0 +1,263 @@
+package resilience
+
+import (
+	"context"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newTrip() *trip {
+	t := &trip{}
+	t.clock.epoch = time.Now()
+	return t
+}
+
+// Who waits already is not woken by a budget that was taken away.
+func TestCallContext_UnlimitStopsTheTimerOfThoseWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTrip()
+		c := tr.begin(t.Context())
+		c.limit(tr.now(), time.Second)
+		done := c.Done()
+		c.unlimit()
+		time.Sleep(time.Minute)
+		select {
+		case <-done:
+			t.Fatal(context.Cause(c))
+		default:
+		}
+		c.end(finished)
+		<-done
+	})
+}
+
+// Who waits already is woken by a budget that comes later, by the earliest of them.
+func TestCallContext_ALimitStartsTheTimerOfThoseWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTrip()
+		c := tr.begin(t.Context())
+		done, began := c.Done(), time.Now()
+		c.limit(tr.now(), time.Minute)
+		c.limit(tr.now(), time.Second)
+		c.limit(tr.now(), time.Hour)
+		<-done
+		require.Equal(t, time.Second, time.Since(began))
+		require.ErrorIs(t, causeOf(c), errBudget)
+	})
+}
+
+// watchedContext counts who wants to know of its end.
+type watchedContext struct {
+	context.Context
+	done chan struct{}
+	open atomic.Int64
+}
+
+func (w *watchedContext) Done() <-chan struct{} { return w.done }
+func (w *watchedContext) AfterFunc(f func()) func() bool {
+	w.open.Add(1)
+	var once sync.Once
+	end := make(chan struct{})
+	go func() {
+		select {
+		case <-w.done:
+			once.Do(func() { w.open.Add(-1); f() })
+		case <-end:
+		}
+	}()
+	return func() (first bool) {
+		once.Do(func() { first = true; w.open.Add(-1); close(end) })
+		return
+	}
+}
+
+// limit, unlimit, end and Done in any order: everybody wakes, nothing runs on.
+func TestCallContext_InAnyOrder(t *testing.T) {
+	for n := range 3000 {
+		caller := &watchedContext{Context: context.Background(), done: make(chan struct{})}
+		tr := newTrip()
+		c := tr.begin(caller)
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		do := func(f func()) {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				<-start
+				for range rand.IntN(3) {
+					runtime.Gosched()
+				}
+				f()
+			}()
+		}
+		do(func() { <-c.Done() })
+		do(func() { <-c.Done(); _ = causeOf(c) })
+		do(func() { c.limit(tr.now(), time.Hour) })
+		do(func() { c.limit(tr.now(), time.Duration(1+rand.IntN(20))*time.Microsecond) })
+		if n%2 == 0 {
+			do(func() { c.unlimit() })
+		}
+		if n%3 == 0 {
+			do(func() { c.budget(tr.now()) })
+		}
+		do(func() { _ = c.Err(); c.Deadline() })
+		do(func() { c.end(finished) })
+		close(start)
+		wg.Wait()
+		c.mu.Lock() // whoever ended it may be at it still
+		a := c.awaited.Load()
+		c.mu.Unlock()
+		if a.timer != nil && a.timer.Stop() {
+			t.Fatal("a timer runs on")
+		}
+		if caller.open.Load() != 0 {
+			t.Fatal("somebody still wants to know of the caller's end")
+		}
+	}
+}
+
+func TestAttemptContext_InAnyOrder(t *testing.T) {
+	l := newTime(t, TimeoutConfig{Request: time.Hour, Connect: time.Hour})
+	for n := range 1000 {
+		synctest.Test(t, func(t *testing.T) {
+			caller := &watchedContext{Context: context.Background(), done: make(chan struct{})}
+			tr := newTrip()
+			c := tr.begin(caller)
+			c.limit(tr.now(), time.Hour)
+			a := &attemptContext{layer: l, trip: tr}
+			if n%2 == 0 {
+				a.wake = make(chan struct{}, 3)
+			}
+			require.True(t, a.start(c))
+			var wg sync.WaitGroup
+			start := make(chan struct{})
+			do := func(f func()) { wg.Go(func() { <-start; f() }) }
+			do(func() { <-a.Done() })
+			do(func() { ctx, cancel := context.WithCancel(a); defer cancel(); <-ctx.Done() })
+			do(a.dialing)
+			do(a.connected)
+			do(func() { _ = a.Err(); a.Deadline(); a.Value(dialWatchKey{}) })
+			do(func() {
+				if n%3 == 0 {
+					a.unlimit()
+					a.end(context.Canceled)
+				} else {
+					a.close()
+				}
+			})
+			close(start)
+			wg.Wait()
+			a.dialing()
+			if a.clock != nil && a.clock.Stop() || a.looked.dial != nil && a.looked.dial.Stop() {
+				t.Error("a timer runs on")
+			}
+			c.end(finished)
+			synctest.Wait()
+			require.Zero(t, caller.open.Load(), "somebody still wants to know of the caller's end")
+		})
+	}
+}
+
+// A transport that keeps the request's context finds it ended, whatever way the call ended.
+func TestContext_OneThatIsKeptEndsWithItsCall(t *testing.T) {
+	for name, c := range map[string]struct {
+		cooperative bool
+		answer      func(*http.Request) (*http.Response, error)
+	}{
+		"answer":     {true, func(*http.Request) (*http.Response, error) { return textAnswer(http.StatusOK, nil), nil }},
+		"answer, go": {false, func(*http.Request) (*http.Response, error) { return textAnswer(http.StatusOK, nil), nil }},
+		"looked": {true, func(r *http.Request) (*http.Response, error) {
+			r.Context().Done()
+			return textAnswer(http.StatusOK, nil), nil
+		}},
+		"limit":       {true, untilDone},
+		"limit, go":   {false, untilDone},
+		"failure":     {true, func(*http.Request) (*http.Response, error) { return nil, io.EOF }},
+		"failure, go": {false, func(*http.Request) (*http.Response, error) { return nil, io.EOF }},
+		"stream": {true, func(*http.Request) (*http.Response, error) {
+			return textAnswer(http.StatusOK, http.Header{"Content-Type": {"text/event-stream"}}), nil
+		}},
+		"stream, go": {false, func(*http.Request) (*http.Response, error) {
+			return textAnswer(http.StatusOK, http.Header{"Content-Type": {"text/event-stream"}}), nil
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := patient(t, func(cfg *Config) { cfg.Timeout.Cooperative = c.cooperative })
+				var kept []context.Context
+				rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					kept = append(kept, req.Context())
+					return c.answer(req)
+				}))
+				resp, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+				if err == nil {
+					if len(resp.Header["Content-Type"]) > 0 {
+						time.Sleep(2 * time.Hour)
+						for _, ctx := range kept {
+							require.NoError(t, ctx.Err())
+							select {
+							case <-ctx.Done():
+								t.Fatal("done")
+							default:
+							}
+							_, ok := ctx.Deadline()
+							require.False(t, ok)
+						}
+					}
+					require.NoError(t, resp.Body.Close())
+				}
+				for _, ctx := range kept {
+					require.Error(t, ctx.Err())
+					select {
+					case <-ctx.Done():
+					default:
+						t.Fatal("not done")
+					}
+					require.Error(t, context.Cause(ctx))
+				}
+				closeStack(t, s)
+			})
+		})
+	}
+}
+
+func TestContext_HugeLimitsDoNotWrapAround(t *testing.T) {
+	const most = 1<<63 - 1
+	for _, d := range []time.Duration{most, most - 1, most / 2, most/2 + 1, 1} {
+		for _, coop := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := Config{Timeout: TimeoutConfig{Total: d, Cooperative: coop}, Retry: RetryConfig{Max: 1}}
+				s := newStack(t, cfg)
+				rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					if d > 1 {
+						select {
+						case <-req.Context().Done():
+							t.Error("ended at once", d)
+						case <-time.After(time.Millisecond):
+						}
+						if at, ok := req.Context().Deadline(); ok && time.Until(at) < time.Second {
+							t.Error(at)
+						}
+					}
+					return textAnswer(http.StatusServiceUnavailable, nil), nil
+				}))
+				ctx := WithCall(t.Context(), Call{Budget: d, Limit: d})
+				resp, err := rt.RoundTrip(readOf(ctx, t, callURL))
+				if d > 1 {
+					require.NoError(t, err)
+					require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+				}
+				closeStack(t, s)
+			})
+		}
+	}
+}

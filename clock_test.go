@@ -397,3 +397,24 @@ func TestClock_TheLatencyOfAFollowerAsTheStackCloses(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// A foreign layer between ours may take its time on the way back as well.
+func TestClock_ALayerAloneSeesWhatAForeignOneTakesOnTheWayBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := NewBreaker(BreakerConfig{MinCalls: 1, SlowCall: 5 * time.Second, SlowRate: 1})
+		require.NoError(t, err)
+		foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				defer time.Sleep(10 * time.Second)
+				return next.RoundTrip(req)
+			})
+		})
+		rt := Chain(b, foreign, newTime(t, TimeoutConfig{Cooperative: true}).Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return textAnswer(http.StatusOK, nil), nil
+		}))
+		_, err = rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.NoError(t, err)
+		require.Equal(t, BreakerOpen, b.State(), "the call took eleven seconds")
+	})
+}

@@ -67,13 +67,12 @@ func (t *trip) value(key any) any {
 // now looks at the clock.
 func (t *trip) now() time.Duration { return t.clock.look() }
 
-// lately is now for what may be a few steps of the road old. On the road of its stack nothing but waiting takes a read
-// longer than that, so who makes a call wait must say so; see [trip.waited]. A write may also wait for its records.
+// lately is now for what may be a few steps of the road old. Nothing but waiting takes a read longer than that, so who makes
+// a call wait must say so; see [trip.waited]. After a transport, ours or somebody else's, the wire looks. A write may also
+// wait for its records.
 func (t *trip) lately() time.Duration {
-	if t.stack != nil && t.call.Effect == EffectRead {
-		if seen := t.clock.seen.Load(); seen > 0 {
-			return time.Duration(seen)
-		}
+	if seen := t.clock.seen.Load(); seen > 0 && t.call.Effect == EffectRead {
+		return time.Duration(seen)
 	}
 	return t.clock.look()
 }

@@ -185,7 +185,7 @@ func TestWire_HooksFireAsWithoutUs(t *testing.T) {
 		"stack, theirs, stack": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {
 			return stack().Wrap(theirs(h, stack().Wrap(tr)))
 		},
-		"stack, stack, theirs": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {
+		"two stacks, theirs": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {
 			return stack().Wrap(stack().Wrap(theirs(h, tr)))
 		},
 		"stack, theirs, attempt": func(h *hookCount, tr http.RoundTripper) http.RoundTripper {

@@ -40,8 +40,8 @@ func (k *Keys) Headers() []string { return k.headers }
 // Of returns the key of a read, in space if it fits. Parameters of the query may come in any order; those of one name must
 // not.
 func (k *Keys) Of(space []byte, operation, method string, req *http.Request, body []byte) Key {
-	u := req.URL
-	b := append(space[:0], rarities(req))
+	u, b := req.URL, space[:0]
+	b = append(b, rarities(req))
 	b = appendPart(b, operation)
 	b = appendPart(b, method)
 	b = appendPart(b, u.Scheme)
@@ -65,7 +65,8 @@ func (k *Keys) Of(space []byte, operation, method string, req *http.Request, bod
 
 // OfWork is Of for what is no request: an operation and its parameters are all there is to know.
 func (k *Keys) OfWork(space []byte, operation string, params []byte) Key {
-	b := append(space[:0], isWork)
+	b := space[:0]
+	b = append(b, isWork)
 	b = appendPart(b, operation)
 	return shortened(append(b, params...))
 }

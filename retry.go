@@ -88,10 +88,9 @@ func NewRetry(cfg RetryConfig) (*Retry, error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	return &Retry{
-		cfg: cfg, events: newEvents("retry", cfg.OnEvent),
-		budget: newRetryBudget(cfg.Ratio, cfg.RatioPerSecond), gates: gates{list: map[string]*gate{}},
-	}, nil
+	r := &Retry{cfg: cfg, events: newEvents("retry", cfg.OnEvent), gates: gates{list: map[string]*gate{}}}
+	r.budget.start(cfg.Ratio, cfg.RatioPerSecond)
+	return r, nil
 }
 
 // Wrap puts the layer around next.
@@ -415,6 +414,7 @@ func (g *gates) relax(operation string) {
 
 // retryBudget is a bucket of tokens: each call puts a share of one in, time puts some in, each retry takes one out.
 type retryBudget struct {
+	full      atomic.Bool // nothing more goes in: while nothing fails, calls share no lock
 	mu        sync.Mutex
 	unlimited bool
 	ratio     float64
@@ -424,22 +424,27 @@ type retryBudget struct {
 	filled    time.Time
 }
 
-func newRetryBudget(ratio, perSecond float64) retryBudget {
-	perSecond = max(perSecond, 0)
-	capacity := max(10*perSecond, 10)
-	return retryBudget{
-		unlimited: ratio == -1, ratio: ratio, perSecond: perSecond, capacity: capacity,
-		tokens: min(max(perSecond, 1), capacity), filled: time.Now(),
-	}
+func (b *retryBudget) start(ratio, perSecond float64) {
+	b.unlimited, b.ratio, b.perSecond = ratio == -1, ratio, max(perSecond, 0)
+	b.capacity = max(10*b.perSecond, 10)
+	b.tokens, b.filled = min(max(b.perSecond, 1), b.capacity), time.Now()
 }
 
 func (b *retryBudget) deposit() {
-	if b.unlimited {
+	if b.unlimited || b.full.Load() {
 		return
 	}
 	b.mu.Lock()
-	b.tokens = min(b.tokens+b.ratio, b.capacity)
+	b.put(b.ratio)
 	b.mu.Unlock()
+}
+
+// put is for who holds the lock.
+func (b *retryBudget) put(tokens float64) {
+	b.tokens = min(b.tokens+tokens, b.capacity)
+	if b.tokens == b.capacity {
+		b.full.Store(true)
+	}
 }
 
 func (b *retryBudget) withdraw() bool {
@@ -453,12 +458,13 @@ func (b *retryBudget) withdraw() bool {
 		return false
 	}
 	b.tokens--
+	b.full.Store(false)
 	return true
 }
 
 func (b *retryBudget) fill() {
 	now := time.Now()
-	b.tokens = min(b.tokens+b.perSecond*now.Sub(b.filled).Seconds(), b.capacity)
+	b.put(b.perSecond * now.Sub(b.filled).Seconds())
 	b.filled = now
 }
 

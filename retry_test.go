@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -323,5 +324,39 @@ func TestI17_OneKeyForAllAttempts(t *testing.T) {
 		_, err = dial(t.Context(), t, rt, "", dialBody)
 		require.NoError(t, err)
 		require.NotEqual(t, first, markers[3], "a new call has a new key")
+	})
+}
+
+// What goes in and out of the budget is what a plain counter says, also after it was full.
+func TestRetry_TheBudgetIsABucket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // repeatable on purpose
+		for range 50 {
+			perSecond := float64(rng.IntN(3))
+			var b retryBudget
+			b.start(0.25, perSecond)
+			tokens, filled, capacity := min(max(perSecond, 1), 10), time.Now(), max(10*perSecond, 10)
+			for range 400 {
+				switch n := rng.IntN(10); {
+				case n == 0:
+					time.Sleep(time.Duration(rng.IntN(3)) * 250 * time.Millisecond)
+				case n < 3:
+					tokens = min(tokens+perSecond*time.Since(filled).Seconds(), capacity)
+					filled = time.Now()
+					require.Equal(t, tokens >= 1, b.withdraw())
+					if tokens >= 1 {
+						tokens--
+					}
+				default:
+					tokens = min(tokens+0.25, capacity)
+					b.deposit()
+				}
+				require.InDelta(t, min(tokens+perSecond*time.Since(filled).Seconds(), capacity), b.left(), 1e-9)
+			}
+			for range 50 {
+				b.deposit()
+			}
+			require.LessOrEqual(t, b.left(), capacity)
+		}
 	})
 }

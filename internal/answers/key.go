@@ -23,11 +23,19 @@ type Keys struct {
 	seen    atomic.Pointer[headersSeen]
 }
 
-// headersSeen are those of the last request, and their hash. Most programs say the same in all of their requests. They are
-// the one place where secrets are kept as they are, until the next request; the program that made it has them anyway.
+// headersSeen are those of the last request, and what they add to a key. Most programs say the same in all of their
+// requests. This is the one place where secrets are kept as they are, until the next request; the program that made it has
+// them anyway.
 type headersSeen struct {
-	text string
-	sum  [sha256.Size]byte
+	fields []fieldSeen
+	part   string
+}
+
+// fieldSeen is one header. The values matter only of those that the answer depends on.
+type fieldSeen struct {
+	name    string
+	values  []string
+	matters bool
 }
 
 // NewKeys returns a maker of keys for answers that depend on these headers, in canonical form, the caller's credentials
@@ -104,24 +112,53 @@ const inlineBody = 256
 // appendHeaders adds the hash of what the request says besides its address: the headers of the list, and the user of its
 // URL, which becomes one.
 func (k *Keys) appendHeaders(b []byte, req *http.Request) []byte {
-	start := len(b)
-	if user := req.URL.User; user != nil {
+	start, user := len(b), req.URL.User
+	switch {
+	case user != nil:
 		b = appendPart(b, user.String())
+	case len(req.Header) == 0:
+		return append(b, 0)
+	default:
+		if seen := k.seen.Load(); seen != nil && seen.says(req.Header) {
+			return append(b, seen.part...)
+		}
 	}
 	if b = appendFields(b, req.Header, k.headers); len(b) == start {
-		return append(b, 0)
+		b = append(b, 0)
+	} else {
+		sum := sha256.Sum256(b[start:])
+		b = append(append(b[:start], 1), sum[:]...)
 	}
-	sum := k.hash(b[start:])
-	return append(append(b[:start], 1), sum[:]...)
+	if user == nil {
+		k.seen.Store(k.see(req.Header, string(b[start:])))
+	}
+	return b
 }
 
-func (k *Keys) hash(text []byte) [sha256.Size]byte {
-	if seen := k.seen.Load(); seen != nil && seen.text == string(text) {
-		return seen.sum
+func (k *Keys) see(h http.Header, part string) *headersSeen {
+	seen := &headersSeen{fields: make([]fieldSeen, 0, len(h)), part: part}
+	for name, values := range h {
+		f := fieldSeen{name: name, matters: slices.Contains(k.headers, name)}
+		if f.matters {
+			f.values = slices.Clone(values)
+		}
+		seen.fields = append(seen.fields, f)
 	}
-	seen := &headersSeen{text: string(text), sum: sha256.Sum256(text)}
-	k.seen.Store(seen)
-	return seen.sum
+	return seen
+}
+
+// says reports whether these are the same headers, as far as they matter: no other names, and no other values.
+func (s *headersSeen) says(h http.Header) bool {
+	if len(h) != len(s.fields) {
+		return false
+	}
+	for i := range s.fields {
+		f := &s.fields[i]
+		if values, ok := h[f.name]; !ok || f.matters && !slices.Equal(values, f.values) {
+			return false
+		}
+	}
+	return true
 }
 
 // appendFields adds the place of each header in the list and its values, those only that are there. It walks the request's

@@ -1,6 +1,7 @@
 package answers
 
 import (
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strings"
@@ -90,4 +91,39 @@ func TestWorkIsKnownByItsOperationAndParameters(t *testing.T) {
 	}
 	require.Len(t, seen, 9)
 	require.Equal(t, keys.OfWork(nil, "a", []byte(long)), keys.OfWork(make([]byte, 3, 700), "a", []byte(long)))
+}
+
+// A request after another has the key that it would have alone, whatever the two have in common.
+func TestTheHeadersOfTheLastRequestAreMistakenForNoOthers(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // repeatable on purpose
+	names := []string{"A", "B"}
+	keys := NewKeys(names)
+	again := 0
+	for range 20_000 {
+		req := &http.Request{URL: &url.URL{}, Header: http.Header{}}
+		for _, name := range []string{"A", "B", "C", "D"} {
+			switch r.IntN(5) {
+			case 0:
+				req.Header[name] = nil
+			case 1, 2:
+				for range r.IntN(3) {
+					req.Header[name] = append(req.Header[name], string(rune('x'+r.IntN(2))))
+				}
+			}
+		}
+		if r.IntN(10) == 0 {
+			req.URL.User = url.User("x")
+		}
+		seen := keys.seen.Load()
+		require.Equal(t, string(NewKeys(names).Of(nil, "", "", req, nil)), string(keys.Of(nil, "", "", req, nil)), req.Header)
+		if seen != nil && seen == keys.seen.Load() {
+			again++
+		}
+		for _, values := range req.Header { // which are the caller's
+			for i := range values {
+				values[i] = "x"
+			}
+		}
+	}
+	require.Greater(t, again, 1000, "the same headers came again")
 }

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+
+	"github.com/retell-resilience/resilience/internal/body"
 )
 
 func isSuccess(code int) bool { return code >= 200 && code < 300 }
@@ -59,10 +61,11 @@ func tailOf(resp *http.Response, err error) *tail {
 		}
 		return nil
 	}
-	if resp != nil {
-		if s, ok := resp.Body.(interface{ rest() *tail }); ok {
-			return s.rest()
-		}
+	if resp == nil || body.InMemory(resp) { // as nearly always; quicker than to ask for a method that is not there
+		return nil
+	}
+	if s, ok := resp.Body.(interface{ rest() *tail }); ok {
+		return s.rest()
 	}
 	return nil
 }

@@ -47,15 +47,27 @@ func benchmarkRead(b *testing.B, c FallbackConfig, below func(n uint64) (*http.R
 	var calls atomic.Uint64
 	next := legFunc(func(*trip, *http.Request) (*http.Response, error) { return below(calls.Add(1)) })
 	pass := f.Wrap(next).(*door).pass
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		t := tripOfRead("get-call", "call/call_4711")
-		for pb.Next() {
-			resp, err := pass(context.Background(), t, req, next)
-			if err == nil && resp.StatusCode != http.StatusOK {
-				b.Error(resp.StatusCode)
-			}
+	read := func(b *testing.B, t *trip) {
+		resp, err := pass(context.Background(), t, req, next)
+		if err == nil && resp.StatusCode != http.StatusOK {
+			b.Error(resp.StatusCode)
 		}
+	}
+	b.Run("one", func(b *testing.B) {
+		b.ReportAllocs()
+		t := tripOfRead("get-call", "call/call_4711")
+		for b.Loop() {
+			read(b, t)
+		}
+	})
+	b.Run("all want the same", func(b *testing.B) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			t := tripOfRead("get-call", "call/call_4711")
+			for pb.Next() {
+				read(b, t)
+			}
+		})
 	})
 }
 

@@ -214,6 +214,32 @@ func TestClock_AWriteLooksEachTime(t *testing.T) {
 	})
 }
 
+// follow sends a read with this budget while another for the same answer hangs, 50 s after there was one.
+func follow(t *testing.T, s *Stack, budget time.Duration) (*http.Response, error) {
+	t.Helper()
+	up := true
+	rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		if up {
+			return textAnswer(http.StatusOK, nil), nil
+		}
+		return untilDone(req)
+	}))
+	_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+	require.NoError(t, err)
+	up = false
+	time.Sleep(50 * time.Second)
+	leader, leave := context.WithCancel(t.Context())
+	defer synctest.Wait()
+	defer leave()
+	go func() { _, _ = rt.RoundTrip(readOf(leader, t, callURL)) }()
+	synctest.Wait()
+	began := time.Now()
+	resp, err := rt.RoundTrip(readOf(WithBudget(t.Context(), budget), t, callURL))
+	require.Equal(t, budget, time.Since(began))
+	require.Equal(t, budget, s.Stats().Latency["request"].Max, "the leader has not come back yet")
+	return resp, err
+}
+
 // A follower whose budget ends while it waits for a leader is served a kept answer; its age must include the wait.
 func TestClock_AFollowerWhoseBudgetEndsIsToldTheAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -221,32 +247,12 @@ func TestClock_AFollowerWhoseBudgetEndsIsToldTheAge(t *testing.T) {
 			c.Fallback = FallbackConfig{Fresh: time.Minute, Stale: 2 * time.Minute, MaxAge: 3 * time.Minute}
 			c.Timeout.Request = time.Hour
 		})
-		up := true
-		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-			if up {
-				return textAnswer(http.StatusOK, nil), nil
-			}
-			return untilDone(req)
-		}))
-		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+		resp, err := follow(t, s, 90*time.Second)
 		require.NoError(t, err)
-		up = false
-		time.Sleep(50 * time.Second)
-		leader, leave := context.WithCancel(t.Context())
-		defer leave()
-		go func() { _, _ = rt.RoundTrip(readOf(leader, t, callURL)) }()
-		synctest.Wait()
-		began := time.Now()
-		resp, err := rt.RoundTrip(readOf(WithBudget(t.Context(), 90*time.Second), t, callURL))
-		require.NoError(t, err)
-		require.Equal(t, 90*time.Second, time.Since(began))
 		age, staleness, ok := Served(resp)
 		require.True(t, ok)
 		require.Equal(t, 140*time.Second, age)
 		require.Equal(t, VeryStale, staleness)
-		require.Equal(t, 90*time.Second, s.Stats().Latency["request"].Max)
-		leave()
-		synctest.Wait()
 		closeStack(t, s)
 	})
 }
@@ -258,25 +264,8 @@ func TestClock_AFollowerWhoseBudgetEndsIsServedNothingGone(t *testing.T) {
 			c.Fallback = FallbackConfig{Fresh: time.Second, Stale: time.Second, MaxAge: time.Minute}
 			c.Timeout.Request = time.Hour
 		})
-		up := true
-		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-			if up {
-				return textAnswer(http.StatusOK, nil), nil
-			}
-			return untilDone(req)
-		}))
-		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
-		require.NoError(t, err)
-		up = false
-		time.Sleep(50 * time.Second)
-		leader, leave := context.WithCancel(t.Context())
-		defer leave()
-		go func() { _, _ = rt.RoundTrip(readOf(leader, t, callURL)) }()
-		synctest.Wait()
-		_, err = rt.RoundTrip(readOf(WithBudget(t.Context(), 30*time.Minute), t, callURL))
+		_, err := follow(t, s, 30*time.Minute)
 		require.ErrorIs(t, err, ErrTimeout)
-		leave()
-		synctest.Wait()
 		closeStack(t, s)
 	})
 }

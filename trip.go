@@ -64,47 +64,6 @@ func (t *trip) value(key any) any {
 	return nil
 }
 
-// now looks at the clock.
-func (t *trip) now() time.Duration { return t.clock.look() }
-
-// lately is now for what may be a few steps of the road old. Nothing but waiting takes a read longer than that, so who makes
-// a call wait must say so; see [trip.waited]. After a transport, ours or somebody else's, the wire looks. A write may also
-// wait for its records.
-func (t *trip) lately() time.Duration {
-	if seen := t.clock.seen.Load(); seen > 0 && t.call.Effect == EffectRead {
-		return time.Duration(seen)
-	}
-	return t.clock.look()
-}
-
-// waited says that time has passed since anybody looked.
-func (t *trip) waited() { t.clock.seen.Store(0) }
-
-// clock counts time from the beginning of a stack, or of a trip without one. It remembers when it was last looked at, since
-// each look costs as much as two doors.
-type clock struct {
-	epoch time.Time
-	seen  atomic.Int64 // the last look; 0: somebody has waited since
-}
-
-// look returns the time since epoch, which takes half as long as time.Now.
-func (c *clock) look() time.Duration {
-	since := time.Since(c.epoch)
-	c.seen.Store(int64(since))
-	return since
-}
-
-// at is the time of an instant.
-func (c *clock) at(instant time.Duration) time.Time { return c.epoch.Add(instant) }
-
-// saturate adds two durations that are not negative.
-func saturate(a, b time.Duration) time.Duration {
-	if sum := a + b; sum >= 0 {
-		return sum
-	}
-	return maxDuration
-}
-
 // copy is a trip of its own for a flight.
 func (t *trip) copy() *trip {
 	c := &trip{

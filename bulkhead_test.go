@@ -1111,3 +1111,41 @@ func TestWhoeverGotASlotIsNotSentHome(t *testing.T) {
 		second.end()
 	})
 }
+
+// A share that has grown is noticed by whoever comes next, for those who were there before.
+func TestBulkhead_ANewcomerLetsThoseInWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := NewBulkhead(BulkheadConfig{Total: 2})
+		require.NoError(t, err)
+		var whole atomic.Bool
+		b.share = func() float64 {
+			if whole.Load() {
+				return 1
+			}
+			return 0.5
+		}
+		releases := make(chan func(), 2)
+		come := func() {
+			release, err := b.Acquire(t.Context(), PriorityNormal)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			releases <- release
+		}
+		first, err := b.Acquire(t.Context(), PriorityNormal)
+		require.NoError(t, err)
+		began := time.Now()
+		go come()
+		synctest.Wait()
+		whole.Store(true)
+		go come()
+		synctest.Wait()
+		require.Len(t, releases, 1, "the one who waited")
+		require.Equal(t, 1, b.Stats().Waiting)
+		require.Zero(t, time.Since(began))
+		first()
+		(<-releases)()
+		(<-releases)()
+	})
+}

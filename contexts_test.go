@@ -261,3 +261,11 @@ func TestContext_HugeLimitsDoNotWrapAround(t *testing.T) {
 		}
 	}
 }
+
+func TestCallContext_TheFirstEndCounts(t *testing.T) {
+	c := newTrip().begin(t.Context())
+	c.end(&ending{context.DeadlineExceeded, errBudget})
+	c.end(finished)
+	require.ErrorIs(t, c.Err(), context.DeadlineExceeded)
+	require.ErrorIs(t, causeOf(c), errBudget)
+}

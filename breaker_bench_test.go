@@ -112,26 +112,33 @@ func BenchmarkBreakerAllow(b *testing.B) {
 	})
 }
 
-// One call costs the same beside one circuit and beside ten thousand.
+// One call costs the same beside one circuit and beside ten thousand, also where the set keeps them in order of use.
 func BenchmarkBreakerCircuits(b *testing.B) {
-	for _, n := range []int{1, 10_000} {
-		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			breaker := benchBreaker(b, BreakerConfig{Key: func(c Call) string { return c.Operation }, MaxKeys: -1})
-			t, req, next := benchRoad(b, http.StatusOK)
-			trips := make([]*trip, n)
-			for i := range trips {
-				one := t.copy()
-				one.call.Operation = "operation " + strconv.Itoa(i)
-				trips[i] = one
-				_, _ = breaker.pass(context.Background(), one, req, next) //nolint:bodyclose // there is none
-			}
-			i := 0
-			b.ReportAllocs()
-			for b.Loop() {
-				i = (i + 7919) % n
-				_, _ = breaker.pass(context.Background(), trips[i], req, next) //nolint:bodyclose // there is none
-			}
-		})
+	for _, bound := range []struct {
+		name    string
+		maxKeys int
+	}{{"unbounded", -1}, {"bounded", 10_000}} {
+		for _, n := range []int{1, 10_000} {
+			b.Run(bound.name+"/"+strconv.Itoa(n), func(b *testing.B) {
+				breaker := benchBreaker(b, BreakerConfig{Key: func(c Call) string { return c.Operation }, MaxKeys: bound.maxKeys})
+				t, req, next := benchRoad(b, http.StatusOK)
+				operations := make([]string, n)
+				call := func(i int) {
+					t.call.Operation = operations[i]
+					_, _ = breaker.pass(context.Background(), t, req, next) //nolint:bodyclose // there is none
+				}
+				for i := range operations {
+					operations[i] = "operation " + strconv.Itoa(i)
+					call(i)
+				}
+				i := 0
+				b.ReportAllocs()
+				for b.Loop() {
+					i = (i + 7919) % n
+					call(i)
+				}
+			})
+		}
 	}
 }
 

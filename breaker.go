@@ -156,6 +156,7 @@ func (c BreakerConfig) resolve() BreakerConfig {
 func (p *breakerParts) gateConfig() *circuit.Config {
 	c := p.config
 	return &circuit.Config{
+		Epoch:       time.Now(),
 		FailureRate: c.FailureRate, MinCalls: uint64(c.MinCalls), Window: c.Window, //nolint:gosec // checked
 		OpenFor: c.OpenFor, MaxOpenFor: c.MaxOpenFor,
 		Trials: c.Trials, TrialLimit: c.TrialLimit, Ramp: c.Ramp,

@@ -644,7 +644,13 @@ func TestB25_TheLongestWaitDoesNotOverflow(t *testing.T) {
 	})
 }
 
-// B26 about the wall clock is in internal/circuit, where the clock is read.
+// The wall clock cannot be set here. What makes it not matter is that every instant is a monotonic difference to an epoch
+// that has a monotonic reading; the wall part of that epoch may be anything. More of B26 is in internal/circuit.
+func TestB26_TheClockOfCircuitsIsMonotonic(t *testing.T) {
+	b, err := NewBreaker(BreakerConfig{})
+	require.NoError(t, err)
+	require.Contains(t, b.gateConfig().Epoch.String(), " m=")
+}
 
 func TestB27_OneTrialTheOthersAreRefusedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

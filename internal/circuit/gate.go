@@ -9,7 +9,6 @@
 package circuit
 
 import (
-	"container/list"
 	"errors"
 	"math/rand/v2"
 	"sync"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/retell-resilience/resilience/internal/waitq"
 	"github.com/retell-resilience/resilience/internal/window"
 )
 
@@ -54,6 +54,7 @@ type Result struct {
 
 // Config of the gates of one breaker. All fields are set, none is checked here.
 type Config struct {
+	Epoch       time.Time // when their clocks begin
 	FailureRate float64
 	MinCalls    uint64
 	Window      time.Duration
@@ -118,15 +119,20 @@ type shut struct {
 
 // Totals count since the beginning.
 type Totals struct {
-	Successes, Failures, Ignored uint64
-	Opened, HalfOpened, Closed   uint64
+	Completed
+	Changes
 }
+
+// Completed is how calls ended.
+type Completed struct{ Successes, Failures, Ignored uint64 }
+
+// Changes is how often a state was entered.
+type Changes struct{ Opened, HalfOpened, Closed uint64 }
 
 // Gate is one circuit. It is safe for concurrent use. What every call touches stands together at the beginning: with ten
 // thousand circuits, fetching a gate from memory is most of what it costs.
 type Gate struct {
 	cfg        *Config
-	epoch      time.Time
 	shut       atomic.Pointer[shut] // nil unless open
 	mu         sync.Mutex
 	state      State
@@ -134,11 +140,12 @@ type Gate struct {
 	noticed    bool   // it opened under this lock
 	exceeded   bool   // metrics only: it was above the threshold at the last result
 	generation uint64 // grows with each change; results of another generation do not count
+	completed  Completed
+	place      waitq.Place[*Gate] // in its set
 	window     window.Window
-	totals     Totals
 
 	key      string
-	place    *list.Element // in its set
+	changes  Changes
 	rejected atomic.Uint64
 	rampFrom atomic.Int64 // when it closed, since epoch; 0: no ramp
 	marks    marks
@@ -158,12 +165,12 @@ type Gate struct {
 
 // New makes a closed gate.
 func New(cfg *Config, key string) *Gate {
-	g := &Gate{cfg: cfg, key: key, epoch: time.Now(), window: window.New(cfg.Window)}
+	g := &Gate{cfg: cfg, key: key, window: window.New(cfg.Window)}
 	g.calm()
 	return g
 }
 
-func (g *Gate) now() time.Duration { return time.Since(g.epoch) }
+func (g *Gate) now() time.Duration { return time.Since(g.cfg.Epoch) }
 
 // calm makes everything but the totals as in a new gate.
 func (g *Gate) calm() {
@@ -271,7 +278,7 @@ func (g *Gate) LeaveAt(t Ticket, r Result, at time.Time) {
 	if at.IsZero() || t.trial != 0 {
 		now = g.now()
 	} else {
-		now = at.Sub(g.epoch)
+		now = at.Sub(g.cfg.Epoch)
 	}
 	if t.trial != 0 {
 		g.giveUp(now)
@@ -291,11 +298,11 @@ func (g *Gate) LeaveAt(t Ticket, r Result, at time.Time) {
 func (g *Gate) count(o Outcome) {
 	switch o {
 	case Success:
-		g.totals.Successes++
+		g.completed.Successes++
 	case Ignored:
-		g.totals.Ignored++
+		g.completed.Ignored++
 	default:
-		g.totals.Failures++
+		g.completed.Failures++
 	}
 }
 
@@ -403,7 +410,7 @@ func (g *Gate) moved(to State, last Result) {
 		change.Last, change.Counts, change.For = last, g.trip, g.openUntil-g.openedAt
 	case HalfOpen:
 		g.shut.Store(nil)
-		g.totals.HalfOpened++
+		g.changes.HalfOpened++
 		g.grow()
 		g.spare = g.newMachine()
 		tripMachine(g.spare)
@@ -414,7 +421,7 @@ func (g *Gate) moved(to State, last Result) {
 }
 
 func (g *Gate) open(last Result) {
-	g.totals.Opened++
+	g.changes.Opened++
 	g.openedAt, g.openUntil = g.at, saturate(g.at, g.next)
 	g.refusal = g.cfg.Refusal(g.key, last)
 	g.shut.Store(&shut{until: g.openUntil, err: g.refusal})
@@ -422,7 +429,7 @@ func (g *Gate) open(last Result) {
 }
 
 func (g *Gate) close() {
-	g.totals.Closed++
+	g.changes.Closed++
 	g.spare = nil
 	g.window.Clear()
 	g.base, g.next = g.cfg.OpenFor, g.cfg.OpenFor

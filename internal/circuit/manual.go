@@ -30,10 +30,10 @@ func (g *Gate) force(to State, by Result) {
 		return // it was in that state by itself: held there now, but not changed
 	}
 	if to == Open {
-		g.totals.Opened++
+		g.changes.Opened++
 		g.noticed = true
 	} else {
-		g.totals.Closed++
+		g.changes.Closed++
 	}
 	g.tell(Change{From: from, To: to, Last: by})
 }

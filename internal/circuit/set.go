@@ -1,8 +1,9 @@
 package circuit
 
 import (
-	"container/list"
 	"sync"
+
+	"github.com/retell-resilience/resilience/internal/waitq"
 )
 
 // Set holds one gate for each key, at most so many. The ones unused for longest go first, those that are closed before
@@ -16,17 +17,14 @@ type Set struct {
 	mu    sync.Mutex
 	blank *Gate // what a circuit looks like that nobody has used
 	byKey map[string]*Gate
-	order *list.List // of *Gate, the one used last in front
+	order waitq.Queue[*Gate] // the one unused for longest is the oldest
 }
 
 // NewSet makes an empty set.
 func NewSet(cfg *Config, limit int) *Set {
 	quiet := *cfg
 	quiet.Changed, quiet.Opened = func(Change) {}, func() {}
-	return &Set{
-		cfg: cfg, limit: limit, blank: New(&quiet, ""),
-		byKey: map[string]*Gate{}, order: list.New(),
-	}
+	return &Set{cfg: cfg, limit: limit, blank: New(&quiet, ""), byKey: map[string]*Gate{}}
 }
 
 // Get returns the gate for key, made if it is missing.
@@ -35,7 +33,8 @@ func (s *Set) Get(key string) *Gate {
 	defer s.mu.Unlock()
 	if g, ok := s.byKey[key]; ok {
 		if s.limit > 0 {
-			s.order.MoveToFront(g.place)
+			s.order.Remove(&g.place)
+			s.order.Push(&g.place)
 		}
 		return g
 	}
@@ -44,7 +43,8 @@ func (s *Set) Get(key string) *Gate {
 	}
 	g := New(s.cfg, key)
 	g.follow(s.blank)
-	g.place = s.order.PushFront(g)
+	g.place.Value = g
+	s.order.Push(&g.place)
 	s.byKey[key] = g
 	return g
 }
@@ -65,15 +65,19 @@ const spared = 16
 // evict forgets the circuit unused for longest. One that is open or held by hand is worth more than a closed one, but
 // the search for a closed one must end.
 func (s *Set) evict() {
-	victim := s.order.Back()
-	for e, n := victim, 0; e != nil && n < spared; e, n = e.Prev(), n+1 {
-		if v := e.Value.(*Gate).View(); v.State == Closed && !v.Forced { //nolint:forcetypeassert // nothing else is put there
-			victim = e
+	victim := s.order.Oldest().Value
+	looked := 0
+	for p := range s.order.All {
+		if v := p.Value.View(); v.State == Closed && !v.Forced {
+			victim = p.Value
+			break
+		}
+		if looked++; looked == spared {
 			break
 		}
 	}
-	delete(s.byKey, victim.Value.(*Gate).key) //nolint:forcetypeassert // as above
-	s.order.Remove(victim)
+	delete(s.byKey, victim.key)
+	s.order.Remove(&victim.place)
 }
 
 // All returns the gates there are.
@@ -81,8 +85,8 @@ func (s *Set) All() []*Gate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make([]*Gate, 0, s.order.Len())
-	for e := s.order.Front(); e != nil; e = e.Next() {
-		all = append(all, e.Value.(*Gate)) //nolint:forcetypeassert // as above
+	for p := range s.order.All {
+		all = append(all, p.Value)
 	}
 	return all
 }

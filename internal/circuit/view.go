@@ -28,12 +28,12 @@ func (g *Gate) View() View {
 	defer g.mu.Unlock()
 	now := g.now()
 	v := View{
-		Forced: g.forced, Window: g.window.Counts(now), Trip: g.trip, Totals: g.totals, Rejected: g.rejected.Load(), Share: g.shareAt(now),
+		Forced: g.forced, Window: g.window.Counts(now), Trip: g.trip, Totals: Totals{g.completed, g.changes}, Rejected: g.rejected.Load(), Share: g.shareAt(now),
 	}
 	state, since, until := g.stateAt(now)
 	switch v.State = state; state {
 	case Open:
-		v.Refusing, v.Refusal, v.OpenSince = true, g.refusal, g.epoch.Add(since)
+		v.Refusing, v.Refusal, v.OpenSince = true, g.refusal, g.cfg.Epoch.Add(since)
 		if !g.forced {
 			v.Wait = until - now
 		}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/retell-resilience/resilience/internal/waitq"
 )
 
 // callContext is the context of a call on the road: the caller's, with a deadline that the budget sets. It costs a timer
@@ -29,10 +31,11 @@ var finished = &ending{context.Canceled, context.Canceled}
 
 // awaited is what a context needs only for those who wait.
 type awaited struct {
-	done   chan struct{}
-	closed bool
-	timer  *time.Timer
-	detach func() bool
+	done      chan struct{}
+	closed    bool
+	timer     *time.Timer
+	detach    func() bool
+	followers waitq.Queue[func()]
 }
 
 type callContextKey struct{}
@@ -81,6 +84,26 @@ func (c *callContext) Done() <-chan struct{} {
 	}
 	c.arm(a)
 	return a.done
+}
+
+// AfterFunc is what package context looks for in a context that is not its own, to end those that derive from it: without
+// it each of them costs a goroutine that waits. f must not block: it runs where the context is ended.
+func (c *callContext) AfterFunc(f func()) (stop func() bool) {
+	c.Done()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.awaited.Load()
+	if a.closed {
+		go f()
+		return func() bool { return false }
+	}
+	follower := &waitq.Place[func()]{Value: f}
+	a.followers.Push(follower)
+	return func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return a.followers.Remove(follower)
+	}
 }
 
 // arm starts the timer for those who wait; the lock is held.
@@ -147,10 +170,10 @@ func (c *callContext) limited() {
 	}
 }
 
-// close wakes those who wait, once; the lock is held.
-func (a *awaited) close() {
+// close wakes those who wait, once, and returns those who follow; the lock is held.
+func (a *awaited) close() (followers []func()) {
 	if a.closed {
-		return
+		return nil
 	}
 	a.closed = true
 	close(a.done)
@@ -158,6 +181,11 @@ func (a *awaited) close() {
 	if a.detach != nil {
 		a.detach()
 	}
+	for p := a.followers.Oldest(); p != nil; p = a.followers.Oldest() {
+		a.followers.Remove(p)
+		followers = append(followers, p.Value)
+	}
+	return followers
 }
 
 func (a *awaited) stop() {
@@ -171,10 +199,15 @@ func (c *callContext) end(why *ending) {
 	if !c.ending.CompareAndSwap(nil, why) {
 		return
 	}
-	if a := c.awaited.Load(); a != nil {
-		c.mu.Lock()
-		a.close()
-		c.mu.Unlock()
+	a := c.awaited.Load()
+	if a == nil {
+		return
+	}
+	c.mu.Lock()
+	followers := a.close()
+	c.mu.Unlock()
+	for _, end := range followers {
+		end()
 	}
 }
 

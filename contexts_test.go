@@ -111,6 +111,8 @@ func TestCallContext_InAnyOrder(t *testing.T) {
 		}
 		do(func() { _ = c.Err(); c.Deadline() })
 		do(func() { c.end(finished) })
+		do(func() { child, cancel := context.WithCancel(c); defer cancel(); <-child.Done() })
+		do(func() { _, cancel := context.WithCancel(c); cancel() })
 		close(start)
 		wg.Wait()
 		c.mu.Lock() // whoever ended it may be at it still
@@ -123,6 +125,38 @@ func TestCallContext_InAnyOrder(t *testing.T) {
 			t.Fatal("somebody still wants to know of the caller's end")
 		}
 	}
+}
+
+// Contexts that derive from a call's end where it does, without a goroutine that waits for that.
+func TestCallContext_ThoseWhoDeriveFromIt(t *testing.T) {
+	tr := newTrip()
+	c := tr.begin(context.Background())
+	behindWire := &sighting{Context: c, wire: newWire(slow(0), 0)}
+	var derived []context.Context
+	for _, parent := range []context.Context{c, behindWire} {
+		child, cancel := context.WithCancel(parent)
+		defer cancel()
+		grandchild, cancel := context.WithTimeout(child, time.Hour)
+		defer cancel()
+		derived = append(derived, child, grandchild)
+		gone, leave := context.WithCancel(parent)
+		leave()
+		require.ErrorIs(t, gone.Err(), context.Canceled)
+	}
+	require.Equal(t, 2, c.awaited.Load().followers.Len(), "who has left follows no more")
+	for _, d := range derived {
+		require.NoError(t, d.Err())
+	}
+	c.end(&ending{context.DeadlineExceeded, errBudget})
+	for _, d := range derived {
+		require.ErrorIs(t, d.Err(), context.DeadlineExceeded, "at once")
+	}
+	late, cancel := context.WithCancel(c)
+	defer cancel()
+	require.ErrorIs(t, late.Err(), context.DeadlineExceeded)
+	ran := make(chan struct{})
+	require.False(t, c.AfterFunc(func() { close(ran) })())
+	<-ran
 }
 
 func TestAttemptContext_InAnyOrder(t *testing.T) {

@@ -216,6 +216,14 @@ func (s *sighting) Value(key any) any {
 	return s.Context.Value(key)
 }
 
+// AfterFunc hands a follower on to the context that this one hides; see [callContext.AfterFunc].
+func (s *sighting) AfterFunc(f func()) (stop func() bool) {
+	if c, ok := s.Context.(*callContext); ok {
+		return c.AfterFunc(f)
+	}
+	return context.AfterFunc(s.Context, f)
+}
+
 // watch returns the hooks that a transport looks for.
 func (s *sighting) watch() *hooks {
 	if h := s.hooks.Load(); h != nil {

@@ -63,6 +63,8 @@ var layerFiles = []struct{ prefix, layer string }{
 	{"idempotency", "Idempotency"},
 	{"keystate", "Idempotency"},
 	{"keystore", "Idempotency"},
+	{"claim", "Idempotency"},
+	{"deduplicate", "Idempotency"},
 	{"flight", "Idempotency"},
 	{"intent", "Idempotency"},
 	{"reconcile", "Idempotency"},

@@ -75,7 +75,9 @@ type BreakerConfig struct {
 	MetricsOnly bool
 	// Key gives calls with different keys circuits of their own, for example by Call.Operation; "" is the shared one. It
 	// must be quick, must give few different keys, and none of them with personal data: they appear in events. It is
-	// called without locks; if it panics, the call goes to the shared circuit. nil: one circuit for all calls.
+	// called without locks; if it panics, the call goes to the shared circuit. nil: one circuit for all calls. With it,
+	// State and Stats of the breaker itself are about the shared circuit, which may have no calls at all: ask
+	// [Breaker.Circuit] for one key, and BreakerStats.OpenCircuits for how many are not closed.
 	Key func(Call) string
 	// MaxKeys bounds the circuits that Key makes. Those unused for longest are forgotten first, closed ones before the
 	// others. 0: 1000; -1: no bound.

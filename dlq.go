@@ -45,7 +45,7 @@ type DLQConfig struct {
 	Attempts int
 	// Overflow says what happens to a letter that does not fit. Zero: OverflowRejectNew.
 	Overflow Overflow
-	// OnDrop is told about each letter dropped by OverflowDropOldest, which requires it.
+	// OnDrop is told about each letter dropped by OverflowDropOldest, which requires it, as OnParked is.
 	OnDrop func(Letter)
 	// Spill takes letters that do not fit, under OverflowSpill, which requires it. Once it returns nil the letter is its
 	// own. It runs on the caller's time; an error or panic gives the write back to the caller.
@@ -65,7 +65,9 @@ type DLQConfig struct {
 	// Authorize puts the current credentials on a redrive; letters hold none. It is called before each send. While it
 	// fails, or is missing though the request had credentials, redriving waits without spending attempts.
 	Authorize func(context.Context, Letter, *http.Request) error
-	// OnParked is told once each time redriving gives a letter up.
+	// OnParked is told once each time redriving gives a letter up, one after the other, on the goroutine of the events: it
+	// holds up no call, but the events behind it. One that panics is counted. The letter holds the request: log its ID,
+	// Operation and ParkedReason, not the whole.
 	OnParked func(Letter)
 	// Redact changes letters on their way into an export, for example to take personal data out. A letter whose request
 	// it changed is marked Redacted, parked when it is imported, and never sent.
@@ -151,10 +153,15 @@ func (c *DLQConfig) maxAge(operation string) time.Duration { return or(c.MaxAges
 // is over, or they are given up. A write that became a letter belongs to the queue, and its caller is told so
 // ([ErrParked]); every other one belongs to its caller. Nothing leaves the queue without an event and a counter.
 //
+// A write has failed when it ends in an error or in a status of 500 or more; a caller who cancelled has taken it back. Other
+// answers are the caller's, a 429 too; a call that was refused because others were answered so ([ErrThrottled]) is a
+// failure. No letter is made of what was refused for its key, by the store of the keys or by Close, nor of a body larger
+// than TimeoutConfig.MaxRequestBytes.
+//
 // A write that may have taken effect (in doubt) is looked up, never sent again.
 //
-// Without DLQConfig.Store letters are in memory: they survive a restart only through Export and Import. With one, a caller
-// is told ErrParked when the letter is in the store, and not before; where it does not get there in time (5 s, or the
+// Without DLQConfig.Store letters are in memory: they survive a restart only through Export, after Stack.Close, and Import.
+// With one, a caller is told ErrParked when the letter is in the store, and not before; where it does not get there in time (5 s, or the
 // caller's time if that is shorter, but not less than 1 s) nothing is kept, and the write stays with its caller, as with a
 // queue that is full. Every later change is written behind: attempts, doubt, due times, parking and removal. What the store
 // does not take is counted, reported and tried again by Stack.Run and once more by Close. So after a crash every letter is

@@ -13,7 +13,8 @@ type Event struct {
 	Time      time.Time
 	Layer     string
 	Operation string
-	// KeyHash is a short hash of the idempotency key, the same for the same key; empty when the event is not about a key.
+	// KeyHash is a short hash of the idempotency key, the same for the same key: in a [Stack], the first ten characters of
+	// [Idempotency.ID]. Empty when the event is not about a key.
 	KeyHash string
 	// LetterID names the dead letter that the event is about.
 	LetterID string

@@ -173,7 +173,7 @@ type CheckResult struct {
 	Name string
 	// Measure says what of the component was read: "state", "slots", "queue". A component may have several readings.
 	Measure string
-	// Instance tells several of one kind apart: the tier, the key of the circuit. Empty: there is only one.
+	// Instance tells several of one kind apart: the tier, the class. Empty: there is only one.
 	Instance string
 	// Status is what counts.
 	Status Status

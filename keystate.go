@@ -11,7 +11,7 @@ import (
 // KeyState is where an idempotency key stands.
 type KeyState uint8
 
-// The states of a key. The diagram in the documentation of [Idempotency] is made from the transitions below.
+// The states of a key. The documentation of the package shows the steps between them.
 const (
 	KeyFree       KeyState = iota // no record: the key was never used, or its record has passed its retention
 	KeyClaimed                    // somebody holds the key, nothing was sent

@@ -35,7 +35,8 @@ type letterTrailer struct {
 // Export writes all letters to w, the oldest first, as JSON lines that Import reads. A letter being redriven is written as
 // waiting, or as in doubt where it may be on its way and must happen once. DLQConfig.Redact is applied, then DLQConfig.Seal.
 // Letters hold no credentials but may hold personal data: protect the file. The queue is not changed and works on meanwhile;
-// what happens after the beginning is not in the export.
+// what happens after the beginning is not in the export. So for a restart export after [Stack.Close]: a letter that is
+// redriven after an earlier export is sent again by whoever imports it, unless the keys are durable.
 func (d *DLQ) Export(w io.Writer) error {
 	all := d.view()
 	sum := sha256.New()

@@ -161,7 +161,12 @@ func WithBudget(ctx context.Context, d time.Duration) context.Context {
 // WithIdempotencyKey names the intent behind one call, for example "reminder:4711:2026-11-23". All calls with the same
 // key are one: the first is executed, the others share or replay its outcome. The key is trimmed; it must then have 1 to
 // 255 bytes and no control characters, or the call is refused with [ErrBadKey] before anything is sent. Use a key that
-// another try of the same intent will find again, and a new one for a new intent.
+// another try of the same intent will find again, and a new one for a new intent. It must hold no personal data: the text
+// of [ErrInDoubt] shows it, and Retell is sent it.
+//
+// An Idempotency-Key or X-Idempotency-Key header of a request names its key too, where this function does not. Every layer
+// takes it off, to whatever host the request goes: for it net/http's transport would repeat a POST by itself. Where the API
+// honours such a header, [Reconciler].Mark puts it back.
 func WithIdempotencyKey(ctx context.Context, key string) context.Context {
 	return override(ctx, func(o *overrides) { o.key, o.named = strings.TrimSpace(key), true })
 }
@@ -265,8 +270,10 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
-// Error is what a layer says when it ends a call. Its text holds no key (except under [ErrInDoubt]), no URL, no body and no
-// phone number. Read it with [errors.As]; http.Client puts a *url.Error around it, which does not hide it.
+// Error is what a layer says when it ends a call. The layers put no key (except under [ErrInDoubt]), no URL, no body and no
+// phone number into its text. An error of a transport of yours, or of a function given to [Do], is repeated in it as it
+// is. Read it with [errors.As]; http.Client puts a *url.Error around it, which does not hide it, but shows the URL with its
+// query, and so a number in the path: unwrap it before you log it.
 type Error struct {
 	// Layer that ended the call: "stack", "timeout", "fallback", "idempotency", "dlq", "retry", "bulkhead", "breaker".
 	Layer string

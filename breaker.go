@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/circuit"
@@ -469,9 +470,19 @@ func (b *Breaker) Stats() BreakerStats {
 		s.SlowRate = float64(v.Window.Slow) / float64(total)
 	}
 	if b.all && b.keyed != nil {
-		s.Circuits, s.OpenCircuits = b.keyed.Census()
+		s.Circuits, s.OpenCircuits = b.keyed.Len(), len(b.keyed.Troubled())
 	}
 	return s
+}
+
+// notClosed names circuits that Key made and that are not closed, at most so many, in order.
+func (b *Breaker) notClosed(most int) []string {
+	if b == nil || b.keyed == nil {
+		return nil
+	}
+	keys := b.keyed.Troubled()
+	slices.Sort(keys)
+	return keys[:min(len(keys), most)]
 }
 
 func countsOf(c window.Counts) BreakerCounts {

@@ -21,15 +21,23 @@ func (f *faults) err() error { return errors.Join(f.list...) }
 
 // duration checks a field where zero is the default and -1 means none.
 func (f *faults) duration(field string, d time.Duration) {
-	if d < 0 && d != -1 {
-		f.add(field, "positive, 0 for the default or -1 for none", d)
+	if d != -1 {
+		f.length(field, "positive, 0 for the default or -1 for none", d)
 	}
 }
 
 // positive checks a duration that cannot be switched off.
 func (f *faults) positive(field string, d time.Duration) {
-	if d < 0 {
-		f.add(field, "positive or 0 for the default", d)
+	f.length(field, "positive or 0 for the default", d)
+}
+
+// length refuses what is too short to be meant: Request: 30 is thirty nanoseconds.
+func (f *faults) length(field, allowed string, d time.Duration) {
+	switch {
+	case d < 0:
+		f.add(field, allowed, d)
+	case d > 1 && d < time.Microsecond: // 1 is as short as can be, and meant
+		f.add(field, fmt.Sprintf("at least 1µs (a number alone counts nanoseconds: write %d * time.Second)", d), d)
 	}
 }
 

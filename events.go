@@ -38,48 +38,48 @@ func keyHash(id string) string { return id[:min(10, len(id))] }
 // EventKind names what happened. The set is closed: metrics may use it as a label.
 type EventKind string
 
-// The kinds of events, each "layer.what". See the layer for when it fires.
+// The kinds of events, each "layer.what".
 const (
-	EventCircuitOpen     EventKind = "circuit.open"
-	EventCircuitHalfOpen EventKind = "circuit.half_open"
-	EventCircuitClose    EventKind = "circuit.close"
-	EventCircuitReset    EventKind = "circuit.reset"
-	EventCircuitExceeded EventKind = "circuit.exceeded" // metrics only: it would have opened
+	EventCircuitOpen     EventKind = "circuit.open"      // calls are refused from now on, for Duration
+	EventCircuitHalfOpen EventKind = "circuit.half_open" // trials find out whether the other side is back
+	EventCircuitClose    EventKind = "circuit.close"     // the trials succeeded
+	EventCircuitReset    EventKind = "circuit.reset"     // closed by hand
+	EventCircuitExceeded EventKind = "circuit.exceeded"  // metrics only: it would have opened
 
-	EventSlotRejected  EventKind = "slot.rejected"
+	EventSlotRejected  EventKind = "slot.rejected"  // a call got no slot; Cause says why
 	EventSlotAbandoned EventKind = "slot.abandoned" // the caller is gone, the work is not
 	EventSlotReturned  EventKind = "slot.returned"  // abandoned work has ended at last
 
-	EventTimeout      EventKind = "timeout.fired"
-	EventAttemptLate  EventKind = "timeout.late"
-	EventRetry        EventKind = "retry.scheduled"
-	EventRetryRefused EventKind = "retry.refused" // for lack of retry budget
-	EventThrottled    EventKind = "retry.throttled"
+	EventTimeout      EventKind = "timeout.fired"   // Cause is the limit
+	EventAttemptLate  EventKind = "timeout.late"    // an attempt ended after its caller was answered
+	EventRetry        EventKind = "retry.scheduled" // another attempt follows after Duration
+	EventRetryRefused EventKind = "retry.refused"   // for lack of retry budget
+	EventThrottled    EventKind = "retry.throttled" // the API answered 429: the operation slows down
 
-	EventFallbackServed EventKind = "fallback.served"
-	EventFallbackFailed EventKind = "fallback.failed"
-	EventRefresh        EventKind = "fallback.refreshed"
+	EventFallbackServed EventKind = "fallback.served"    // a caller got a kept answer; Cause says why
+	EventFallbackFailed EventKind = "fallback.failed"    // a read failed, and there was no substitute
+	EventRefresh        EventKind = "fallback.refreshed" // renewing in the background has ended; Cause says why it failed
 
-	EventKeyChanged  EventKind = "key.changed"
-	EventKeyReplayed EventKind = "key.replayed"
-	EventKeyJoined   EventKind = "key.joined"
-	EventKeyReused   EventKind = "key.reused"
-	EventKeyDisputed EventKind = "key.disputed"
-	EventLookup      EventKind = "key.lookup"
-	EventStoreFailed EventKind = "key.store_failed"
+	EventKeyChanged  EventKind = "key.changed"      // a key went From one state To another
+	EventKeyReplayed EventKind = "key.replayed"     // a caller got the answer of an earlier call
+	EventKeyJoined   EventKind = "key.joined"       // a caller waits for a call that is under way
+	EventKeyReused   EventKind = "key.reused"       // refused: the key belongs to another request
+	EventKeyDisputed EventKind = "key.disputed"     // one key, two results
+	EventLookup      EventKind = "key.lookup"       // a key in doubt was looked up
+	EventStoreFailed EventKind = "key.store_failed" // the store of the keys did not do what it should
 
-	EventLetterAdded    EventKind = "letter.added"
-	EventLetterRefused  EventKind = "letter.refused"
-	EventLetterDropped  EventKind = "letter.dropped"
-	EventLetterRedriven EventKind = "letter.redriven"
-	EventLetterDone     EventKind = "letter.done"
-	EventLetterParked   EventKind = "letter.parked"
-	EventLetterDeleted  EventKind = "letter.deleted"
-	EventRedrivePaused  EventKind = "letter.redrive_paused"
+	EventLetterAdded    EventKind = "letter.added"          // the queue owns a write now
+	EventLetterRefused  EventKind = "letter.refused"        // there was no room, the caller keeps the write
+	EventLetterDropped  EventKind = "letter.dropped"        // gone, to make room or into DLQConfig.Spill; Cause says which
+	EventLetterRedriven EventKind = "letter.redriven"       // a try; Cause says how it went
+	EventLetterDone     EventKind = "letter.done"           // its write has happened
+	EventLetterParked   EventKind = "letter.parked"         // given up: a person has to look
+	EventLetterDeleted  EventKind = "letter.deleted"        // by hand; Cause is the reason given
+	EventRedrivePaused  EventKind = "letter.redrive_paused" // nothing can be sent now
 
-	EventHealthChanged EventKind = "health.changed"
-	EventEventsDropped EventKind = "events.dropped"
-	EventPanic         EventKind = "panic"
+	EventHealthChanged EventKind = "health.changed" // From one status To another
+	EventEventsDropped EventKind = "events.dropped" // Count events, because listeners were slow
+	EventPanic         EventKind = "panic"          // a callback of the user's panicked; Cause names it
 )
 
 // maxQueuedEvents bounds the events that wait for slow listeners; the oldest are dropped and counted.

@@ -28,7 +28,7 @@ type HealthConfig struct {
 	// Checks are questions of the user's own. Names must differ from each other and from those of the layers.
 	Checks []HealthCheck
 	// Rules change how readings are judged. A key names a component, "dlq", and so all of its readings, or one of them,
-	// "dlq:letters"; the closer one counts alone. A name that nothing has is an error. health_rules.go lists the readings.
+	// "dlq:letters"; the closer one counts alone. A name that nothing has is an error. [HealthRule] lists the readings.
 	//
 	//	Rules: map[string]resilience.HealthRule{
 	//		"circuit:state": {States: map[string]resilience.Status{"open": resilience.Unhealthy}},
@@ -173,7 +173,8 @@ type CheckResult struct {
 	Name string
 	// Measure says what of the component was read: "state", "slots", "queue". A component may have several readings.
 	Measure string
-	// Instance tells several of one kind apart: the tier, the class. Empty: there is only one.
+	// Instance tells several of one kind apart: the tier, the class, the key of a circuit (at most 20 that are not closed are
+	// shown). Empty: there is only one, or it is the circuit that all calls without a key of their own share.
 	Instance string
 	// Status is what counts.
 	Status Status

@@ -12,43 +12,6 @@ import (
 
 // The rules by which numbers become a status. They are plain functions of plain values, so that stack.go, which alone knows
 // the layers, reads them off a layer and hands them in. Each returns the status and, where there is something to say, why.
-//
-// What each passive check reports, the main reading first (Name: Measure, Instance → what):
-//
-//	fallback     answers          → Healthy; Value stored answers, Unit "answers"
-//	keys         in doubt         → Healthy, none is too many while they are settled in time; Value, Unit "keys"
-//	             oldest           → doubtAgeStatus; Value age of the oldest key in doubt, Unit "s"
-//	             disputed         → disputedStatus; Value, Unit "keys"
-//	             store            → storeReading; State "ok", "down"
-//	             flights          → Healthy; Value calls under way, Unit "calls"
-//	dlq          letters          → letterStatus; Value of all letters, Unit "letters", Limit MaxLetters
-//	             parked, in doubt → Healthy; Value, Unit "letters"
-//	             oldest           → Healthy; Value age of the oldest letter that waits, Unit "s"
-//	             unwritten        → unwrittenStatus; Value letters whose last change the store has not taken, Unit "letters"
-//	timeout      limit            → Healthy; Value of timeouts fired, Unit "timeouts"
-//	             lingering        → Healthy; Value of calls that go on after theirs, Unit "calls"
-//	retry        budget           → Healthy; Value retries, Unit "retries"
-//	             throttled        → Healthy; Value operations that wait after a 429, Unit "operations"
-//	bulkhead     slots,   by tier → Healthy; Value in use, Unit "slots", Limit the tier's slots
-//	             queue,   by tier → queueStatus; Value waiting, Unit "calls", Limit the queue bound
-//	             shed             → shedStatus; Value calls lost for lack of a slot in the last ten seconds, Unit "calls"
-//	             abandoned        → abandonedStatus; Value, Unit "calls", Limit the total of slots
-//	circuit      state            → circuitStatus; State "closed", "half-open", "open"; RetryAfter the time to the next trial
-//	             failure rate     → Healthy; Value 0 to 100, Unit "%", Limit the threshold
-//	account      key              → accountStatus; State "ok", "status 401", "stale", "unseen"
-//	             payment          → accountStatus; State the same with "status 402"
-//	             permission       → accountStatus; State the same with "status 403"
-//	latency      p50, p90, p99, by class → Healthy; Value since the process began, Unit "ms"
-//	             calls,   by class → Healthy; Value calls that were measured, Unit "calls"
-//
-// The probe reports api: responseTime, Unit "ms", whose State is "ok" or a word for what is wrong. A layer that is left out
-// is not watched. One that has nothing to judge says Healthy and State "ok".
-//
-// The account is judged by the answers to ordinary calls, probe or no probe: what came from the other side just now, nothing
-// that was cached or replayed. 401 is unhealthy, since no call will work, and any success refutes it. 402 is degraded, and
-// so is 403, which may be about one operation only: only a success of the same operation refutes those. After 15 minutes
-// without either, nobody knows (State "stale"). A stack through which several accounts call shows the trouble of the last one:
-// mute "account" there, or change it by its States.
 
 // unwrittenStatus judges changes of letters that are not in their store. A few are on their way; many mean that it takes none.
 func unwrittenStatus(n int) (Status, string) {
@@ -58,7 +21,7 @@ func unwrittenStatus(n int) (Status, string) {
 	return Healthy, ""
 }
 
-// layerReadings names all of the above, so that a rule for a reading that does not exist is found.
+// layerReadings names what [HealthRule] lists, so that a rule for a reading that does not exist is found.
 var layerReadings = map[string][]string{
 	"api":      {"responseTime"},
 	"fallback": {"answers"},
@@ -75,6 +38,39 @@ var layerReadings = map[string][]string{
 // HealthRule says how a reading is judged instead of the default. A rule cannot make something that was not seen healthy:
 // an unknown reading stays unknown, or becomes worse by States. A default that has nothing to do with the rule stands: one
 // for an open circuit leaves a half-open one degraded.
+//
+// What is read of each component, the main reading first, its Unit or States, and what is worse than healthy by default. A
+// layer that is left out is not watched.
+//
+//	api       responseTime      ms; ok or a word for what is wrong with the probe's answer: unhealthy, 402 and 403 degraded
+//	circuit   state             closed, half-open, open: the last two degraded; one reading for each circuit that is not closed
+//	          failure rate      %
+//	dlq       letters           letters: more than HealthConfig.WarnLetters, or four fifths of what DLQConfig allows
+//	          parked, in doubt  letters
+//	          oldest            s, of a letter that waits
+//	          unwritten         letters whose last change the store has not taken: more than 100
+//	keys      in doubt          keys
+//	          oldest            s, of a key in doubt: more than 15 minutes
+//	          disputed          keys: any
+//	          store             ok, down: unhealthy
+//	          flights           calls under way
+//	account   key               ok, status 401 (unhealthy), stale, unseen
+//	          payment           ok, status 402 (degraded), stale, unseen
+//	          permission        ok, status 403 (degraded), stale, unseen
+//	bulkhead  slots, by tier    slots in use
+//	          queue, by tier    calls that wait: more than four fifths of the places
+//	          shed              calls turned away in the last ten seconds: any
+//	          abandoned         calls without a caller: as many as there are slots
+//	fallback  answers           answers that are stored
+//	timeout   limit, lingering  timeouts that fired; calls that go on after theirs
+//	retry     budget, throttled retries; operations that wait after a 429
+//	latency   p50, p90, p99, calls, each by class: ms, calls, since the process began
+//
+// The account is judged by the answers to ordinary calls, probe or no probe: what came from the other side just now, nothing
+// that was cached or replayed. 401 is unhealthy, since no call will work, and any success refutes it. 402 is degraded, and
+// so is 403, which may be about one operation only: only a success of the same operation refutes those. After 15 minutes
+// without either, nobody knows (State "stale"). A stack through which several accounts call shows the trouble of the last one:
+// mute "account" there, or change it by its States.
 type HealthRule struct {
 	// Mute shows the reading as unknown, so that it never counts.
 	Mute bool

@@ -3,6 +3,7 @@ package resilience
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"time"
@@ -62,6 +63,20 @@ type Record struct {
 
 	Lookups    int       // look-ups made since the key came in doubt
 	NextLookup time.Time // zero: none is planned
+}
+
+// String names a record and its state, without the answer that it keeps, which may hold personal data.
+func (r Record) String() string {
+	return fmt.Sprintf("key %s of %s: %v, %d sends, %d in doubt", r.ID, r.Operation, r.State, r.Sends, r.Doubts)
+}
+
+// LogValue is for log/slog, and shows as little as String.
+func (r Record) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("id", r.ID), slog.String("operation", r.Operation), slog.String("state", r.State.String()),
+		slog.Int("sends", r.Sends), slog.Int("doubts", r.Doubts), slog.Int("status", r.Status),
+		slog.String("evidence", r.Evidence), slog.String("cause", r.Cause),
+	)
 }
 
 // finished reports whether nothing further is expected for the record.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -105,6 +107,20 @@ const (
 // String returns "any", "waiting", "in-doubt", "leased", "parked" or "superseded".
 func (s LetterState) String() string {
 	return nameOf(int(s), "any", "waiting", "in-doubt", "leased", "parked", "superseded")
+}
+
+// String names a letter and its fate, without its request and key, which may hold personal data.
+func (l Letter) String() string {
+	return fmt.Sprintf("letter %s of %s: %v, %d attempts, %s", l.ID, l.Operation, l.state(), l.Attempts, or(l.ParkedReason, l.Cause))
+}
+
+// LogValue is for log/slog, and shows as little as String.
+func (l Letter) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("id", l.ID), slog.String("operation", l.Operation), slog.String("state", l.state().String()),
+		slog.Int("attempts", l.Attempts), slog.String("cause", l.Cause), slog.Int("status", l.StatusCode),
+		slog.String("parked_reason", l.ParkedReason),
+	)
 }
 
 // State says what the letter is doing.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -147,13 +148,13 @@ func WithCall(ctx context.Context, c Call) context.Context {
 	return override(ctx, func(o *overrides) { o.call = o.call.merge(c) })
 }
 
-// WithPriority sets only the priority of the calls made under the returned context.
+// WithPriority sets only the priority of the calls made under the returned context. One that is none of the three is normal.
 func WithPriority(ctx context.Context, p Priority) context.Context {
 	return WithCall(ctx, Call{Priority: p})
 }
 
 // WithBudget sets only the total time a caller waits for a call made under the returned context. 0 leaves what Describe
-// says; -1 takes the bound away. A deadline of the context itself still holds.
+// says; -1, like all that is negative, takes the bound away. A deadline of the context itself still holds.
 func WithBudget(ctx context.Context, d time.Duration) context.Context {
 	return WithCall(ctx, Call{Budget: d})
 }
@@ -271,9 +272,9 @@ var (
 )
 
 // Error is what a layer says when it ends a call. The layers put no key (except under [ErrInDoubt]), no URL, no body and no
-// phone number into its text. An error of a transport of yours, or of a function given to [Do], is repeated in it as it
-// is. Read it with [errors.As]; http.Client puts a *url.Error around it, which does not hide it, but shows the URL with its
-// query, and so a number in the path: unwrap it before you log it.
+// phone number into its text. An error of a transport of yours, or of a function given to [Do], is repeated in it, without
+// the URL of a *url.Error. Read it with [errors.As]; http.Client puts a *url.Error around it, which does not hide it, but
+// shows the URL with its query, and so a number in the path: unwrap it before you log it.
 type Error struct {
 	// Layer that ended the call: "stack", "timeout", "fallback", "idempotency", "dlq", "retry", "bulkhead", "breaker".
 	Layer string
@@ -324,22 +325,39 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, ": key %q", e.Key)
 	}
 	if e.Err != nil {
-		b.WriteString(": " + strings.ReplaceAll(e.Err.Error(), "\n", ": "))
+		b.WriteString(": " + strings.ReplaceAll(withoutURLs(e.Err), "\n", ": "))
 	}
 	return b.String()
+}
+
+// withoutURLs is the text of err without the URLs that a *url.Error puts before its cause: numbers and tokens are in them.
+func withoutURLs(err error) string {
+	text := err.Error()
+	walk(err, func(inner error) {
+		if u, ok := inner.(*url.Error); ok { //nolint:errorlint // walk visits every node itself
+			text = strings.ReplaceAll(text, u.Error(), u.Err.Error())
+		}
+	})
+	return text
 }
 
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout reports whether a time limit ended the call. It makes Error a net.Error in that respect.
+// Timeout reports whether a time limit ended the call. It makes Error a net.Error in that respect. The call may have taken
+// effect all the same: see [InDoubt].
 func (e *Error) Timeout() bool {
 	return errors.Is(e.Err, ErrTimeout) || errors.Is(e.Err, context.DeadlineExceeded)
 }
 
-// Temporary reports whether the same call may work later without anybody changing anything.
+// Temporary reports whether the same call may work later without anybody changing anything. It is false for one that may
+// have taken effect ([InDoubt]) and for one that a queue owns ([ErrParked]): those must not be made again.
 func (e *Error) Temporary() bool {
-	return e.Timeout() || errors.Is(e.Err, ErrOpen) || errors.Is(e.Err, ErrFull) || errors.Is(e.Err, ErrInFlight)
+	if InDoubt(e) || errors.Is(e.Err, ErrParked) {
+		return false
+	}
+	return e.Timeout() || errors.Is(e.Err, ErrOpen) || errors.Is(e.Err, ErrFull) || errors.Is(e.Err, ErrInFlight) ||
+		errors.Is(e.Err, ErrThrottled)
 }
 
 // Is makes a time limit of ours a context.DeadlineExceeded as well.

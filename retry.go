@@ -49,8 +49,8 @@ func (c RetryConfig) validate() error {
 		f.add("Base", "no longer than Cap ("+c.Cap.String()+")", c.Base)
 	}
 	f.duration("MaxRetryAfter", c.MaxRetryAfter)
-	if c.Ratio != -1 {
-		f.rate("Ratio", c.Ratio)
+	if c.Ratio != -1 && !(c.Ratio >= 0 && c.Ratio <= 1) {
+		f.add("Ratio", "between 0 and 1, 0 for the default or -1 for no retry budget", c.Ratio)
 	}
 	if c.RatioPerSecond != -1 && !(c.RatioPerSecond >= 0) || math.IsInf(c.RatioPerSecond, 0) {
 		f.add("RatioPerSecond", "finite and positive, 0 for the default or -1 for none", c.RatioPerSecond)

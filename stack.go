@@ -341,7 +341,7 @@ func (s *Stack) Health() *Health { return s.health }
 // second Run at the same time is an error. Without Run calls work, but letters and keys in doubt wait.
 func (s *Stack) Run(ctx context.Context) error {
 	if !s.running.CompareAndSwap(false, true) {
-		return errors.New("Run is running already")
+		return errors.New("resilience: this stack's Run is running already")
 	}
 	defer s.running.Store(false)
 	ctx, cancel := context.WithCancelCause(ctx)

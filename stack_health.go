@@ -106,16 +106,24 @@ func (s *Stack) checkSlots(context.Context) []CheckResult {
 	return append(out, reading("shed", float64(st.RecentSheds), "calls").judged(shedStatus(st.RecentSheds)), abandoned)
 }
 
+// maxCircuitsShown bounds what is said of circuits that a key names, when everything is down.
+const maxCircuitsShown = 20
+
 func (s *Stack) checkCircuit(cfg BreakerConfig) []CheckResult {
 	st := s.Breaker.Stats()
-	state := CheckResult{Measure: "state", State: st.State.String(), RetryAfter: st.RetryAfter, Time: time.Now()}
-	state.Status, state.Message = circuitStatus(st.State.String(), st.Forced, cfg.MetricsOnly)
-	if st.OpenCircuits > 0 && state.Status < Degraded {
-		state.Status, state.Message = Degraded, "the circuit of an operation is not closed"
-	}
 	rate := reading("failure rate", max(0, 100*st.FailureRate), "%")
 	rate.Limit = 100 * or(cfg.FailureRate, 0.5)
-	return []CheckResult{state, rate}
+	results := []CheckResult{circuitReading("", st, cfg.MetricsOnly), rate}
+	for _, key := range s.Breaker.notClosed(maxCircuitsShown) {
+		results = append(results, circuitReading(key, s.Breaker.Circuit(key).Stats(), cfg.MetricsOnly))
+	}
+	return results
+}
+
+func circuitReading(key string, st BreakerStats, metricsOnly bool) CheckResult {
+	r := CheckResult{Measure: "state", Instance: key, State: st.State.String(), RetryAfter: st.RetryAfter, Time: time.Now()}
+	r.Status, r.Message = circuitStatus(st.State.String(), st.Forced, metricsOnly)
+	return r
 }
 
 // checkLatency reports what callers waited since the process began.

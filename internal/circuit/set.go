@@ -91,15 +91,22 @@ func (s *Set) All() []*Gate {
 	return all
 }
 
-// Census counts the gates, and those among them that are not closed.
-func (s *Set) Census() (all, troubled int) {
-	gates := s.All()
-	for _, g := range gates {
+// Len is the number of gates.
+func (s *Set) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.order.Len()
+}
+
+// Troubled returns the keys of the gates that are not closed, in no order.
+func (s *Set) Troubled() []string {
+	var keys []string
+	for _, g := range s.All() {
 		if g.State() != Closed {
-			troubled++
+			keys = append(keys, g.key)
 		}
 	}
-	return len(gates), troubled
+	return keys
 }
 
 // Each does something by hand to every gate, those that will be made included.

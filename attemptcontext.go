@@ -41,10 +41,10 @@ func (n limitReached) Unwrap() error { return ErrTimeout }
 // start sets the limit to the first of the attempt's own and the budget, unless the caller has left or the budget is used
 // up.
 func (c *attemptContext) start(caller context.Context) bool {
+	c.parent = caller
 	if caller.Err() != nil {
 		return false
 	}
-	c.parent = caller
 	limit, kind := c.layer.limitOf(&c.trip.call)
 	now := c.trip.lately()
 	if limit >= 0 {
@@ -53,6 +53,7 @@ func (c *attemptContext) start(caller context.Context) bool {
 	if call, _ := caller.Value(callContextKey{}).(*callContext); call != nil {
 		budget, spent := call.budget(now)
 		if spent {
+			c.parent = call // which knows why, also where caller is detached from it
 			return false
 		}
 		if caller == context.Context(call) {

@@ -65,8 +65,9 @@ type BreakerConfig struct {
 	// at least the longest limit that you give to an attempt.
 	TrialLimit time.Duration
 	// Ramp is how long a circuit that has just closed takes to ask for its usual load: BreakerStats.Share grows from 0.1
-	// to 1, and a [Stack] gives out that share of its slots. A breaker used alone only reports it. 0: 5 s;
-	// -1: full load at once, as after Reset and ForceClose.
+	// to 1, and a [Stack] gives out that share of its slots. A breaker used alone only reports it, and so does a circuit
+	// that Key made: slots are shared by all operations, and one that comes back does not narrow them for the others. 0:
+	// 5 s; -1: full load at once, as after Reset and ForceClose.
 	Ramp time.Duration
 	// SlowCall makes calls that took longer than this count as slow, whether they failed or not. 0 or -1: no call is slow.
 	SlowCall time.Duration
@@ -80,8 +81,8 @@ type BreakerConfig struct {
 	// State and Stats of the breaker itself are about the shared circuit, which may have no calls at all: ask
 	// [Breaker.Circuit] for one key, and BreakerStats.OpenCircuits for how many are not closed.
 	Key func(Call) string
-	// MaxKeys bounds the circuits that Key makes. Those unused for longest are forgotten first, closed ones before the
-	// others. 0: 1000; -1: no bound.
+	// MaxKeys bounds the circuits that Key makes. The one unused for longest is forgotten first; of the sixteen unused for
+	// longest, one that is closed and not held by hand before the others. 0: 1000; -1: no bound.
 	MaxKeys int
 	// OnEvent hears of changes, in order, on a goroutine of its own; it may call the breaker. nil: nobody listens.
 	OnEvent func(Event)
@@ -235,18 +236,35 @@ func observe(ctx context.Context, t *trip, req *http.Request, next leg, done fun
 // resultOf is the one place that says what an answer or an error tells about the server.
 func resultOf(ctx context.Context, resp *http.Response, err error) circuit.Result {
 	switch {
-	case err == nil && resp.StatusCode == http.StatusTooManyRequests:
-		return circuit.Result{Outcome: circuit.Ignored}
-	case err == nil && resp.StatusCode >= http.StatusInternalServerError:
-		return circuit.Result{Outcome: circuit.Failure, Cause: "status", Status: resp.StatusCode}
 	case err == nil:
-		return circuit.Result{Outcome: circuit.Success}
+		return resultOfStatus(resp.StatusCode)
 	case isRefusal(err), ctx.Err() != nil && !outOfBudget(ctx):
 		return circuit.Result{Outcome: circuit.Ignored}
-	case errors.Is(err, ErrTooLarge), answered(err): // the server is there
+	case errors.Is(err, ErrTooLarge): // the server is there; its status says how well
+		return resultOfStatus(codeIn(err))
+	case answered(err):
 		return circuit.Result{Outcome: circuit.Success}
 	}
 	return circuit.Result{Outcome: circuit.Failure, Cause: failureCause(err)}
+}
+
+func resultOfStatus(code int) circuit.Result {
+	switch {
+	case code == http.StatusTooManyRequests:
+		return circuit.Result{Outcome: circuit.Ignored}
+	case code >= http.StatusInternalServerError:
+		return circuit.Result{Outcome: circuit.Failure, Cause: "status", Status: code}
+	}
+	return circuit.Result{Outcome: circuit.Success}
+}
+
+// codeIn is the status that an error came with, 0 for none.
+func codeIn(err error) int {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.StatusCode
+	}
+	return 0
 }
 
 // answered reports whether an error stands for a whole answer below 500, one that leaves the outcome of the call in doubt.

@@ -233,6 +233,9 @@ func (b *Bulkhead) sit(ctx context.Context, w *waiter, maxWait time.Duration) er
 	if why := or(b.ended(ctx), late); why != admitted {
 		return b.leave(ctx, w, why)
 	}
+	if w.Value.err == nil && w.Value.trip.tooLate(ctx) {
+		return b.leave(ctx, w, shedTimeout)
+	}
 	return w.Value.err
 }
 

@@ -53,6 +53,13 @@ func (c *callContext) Deadline() (time.Time, bool) {
 	return theirs, true
 }
 
+// budgetIsFirst reports whether the budget ends before the caller's own time.
+func (c *callContext) budgetIsFirst() bool {
+	budget := c.deadline.Load()
+	theirs, ok := c.caller.Deadline()
+	return budget != 0 && (!ok || c.trip.clock.at(time.Duration(budget)).Before(theirs))
+}
+
 // Value finds the trip and the call's context itself; for the rest it asks the caller's context.
 func (c *callContext) Value(key any) any {
 	switch key.(type) {
@@ -140,24 +147,27 @@ func (c *callContext) budget(now time.Duration) (deadline time.Duration, spent b
 	return deadline, spent
 }
 
-// limit sets the deadline of the budget, unless there is an earlier one.
-func (c *callContext) limit(now, d time.Duration) {
+// limit sets the deadline of the budget, unless there is an earlier one. It returns the one there was before, 0 for none.
+func (c *callContext) limit(now, d time.Duration) (earlier int64) {
 	deadline := int64(saturate(now, d))
 	for {
-		earlier := c.deadline.Load()
+		earlier = c.deadline.Load()
 		if earlier != 0 && earlier < deadline {
-			return
+			return earlier
 		}
 		if c.deadline.CompareAndSwap(earlier, deadline) {
 			c.limited()
-			return
+			return earlier
 		}
 	}
 }
 
 // unlimit stops the clock of the budget: the answer is there.
-func (c *callContext) unlimit() {
-	c.deadline.Store(0)
+func (c *callContext) unlimit() { c.restore(0) }
+
+// restore puts the deadline of an outer budget back.
+func (c *callContext) restore(outer int64) {
+	c.deadline.Store(outer)
 	c.limited()
 }
 

@@ -38,6 +38,10 @@ func (c *clock) look() time.Duration {
 // at is the time of an instant.
 func (c *clock) at(instant time.Duration) time.Time { return c.epoch.Add(instant) }
 
+// useful is the least time that an attempt needs to make sense: with less left none is started, once the call has had to
+// wait. It is far below the round trip to any API.
+const useful = 10 * time.Millisecond
+
 // saturate adds two durations that are not negative.
 func saturate(a, b time.Duration) time.Duration {
 	if sum := a + b; sum >= 0 {

@@ -241,6 +241,11 @@ func (f *Fallback) drain(ctx context.Context) error {
 		}
 	}()
 	for ; held < maxRefreshes; held++ {
+		select { // what is free needs no time
+		case f.refreshing <- struct{}{}:
+			continue
+		default:
+		}
 		select {
 		case f.refreshing <- struct{}{}:
 		case <-ctx.Done():

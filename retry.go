@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -107,7 +108,8 @@ func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg
 	var resp *http.Response
 	var err error
 	for n := 1; ; n++ {
-		if refusal := r.pass(t, ctx); refusal != nil {
+		admitted, refusal := r.pass(t, ctx)
+		if refusal != nil {
 			if n > 1 && errors.Is(refusal, ErrThrottled) {
 				return resp, withoutProof(err, arrived) // the answer that closed the gate says it best
 			}
@@ -117,9 +119,9 @@ func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg
 		resp, err = next.travel(ctx, t, req)
 		v := r.judge(t, resp, err)
 		if v.throttled {
-			r.throttle(t, v.after, n)
+			r.throttle(t, v.after, n, admitted)
 		} else if err == nil {
-			r.gates.relax(t.call.Operation)
+			r.gates.relax(t.call.Operation, admitted)
 		}
 		if !v.again {
 			return resp, withoutProof(err, arrived)
@@ -233,6 +235,9 @@ func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 }
 
 func number(value string, unit time.Duration) (time.Duration, bool) {
+	if strings.Trim(value, "0123456789.eE+-") != "" { // ParseFloat knows more: hex, inf
+		return 0, false
+	}
 	f, err := strconv.ParseFloat(value, 64)
 	if err != nil || math.IsNaN(f) || f < 0 {
 		return 0, false
@@ -242,9 +247,6 @@ func number(value string, unit time.Duration) (time.Duration, bool) {
 	}
 	return time.Duration(f * float64(unit)), true
 }
-
-// useful is the least time that must be left of the budget for an attempt to make sense.
-const useful = 10 * time.Millisecond
 
 // mayRetry decides on the next attempt and draws the wait before it; -1: no further attempt. A throttled call waits at
 // the gate instead.
@@ -257,9 +259,9 @@ func (r *Retry) mayRetry(t *trip, ctx context.Context, v judgment, n int, err er
 		wait = v.after
 	}
 	if v.throttled {
-		wait = 0
+		wait = r.gates.wait(t.call.Operation, time.Now())
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+useful {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < saturate(wait, useful) {
 		r.gaveUp.Add(1)
 		return -1, err
 	}
@@ -273,6 +275,9 @@ func (r *Retry) mayRetry(t *trip, ctx context.Context, v judgment, n int, err er
 	}
 	r.retries.Add(1)
 	r.events.emit(Event{Kind: EventRetry, Operation: t.call.Operation, Attempt: n + 1, Duration: wait})
+	if v.throttled {
+		wait = 0 // it is waited for at the gate
+	}
 	return wait, err
 }
 
@@ -306,34 +311,41 @@ func (r *Retry) sleep(t *trip, ctx context.Context, d time.Duration) error {
 }
 
 // throttle closes the gate of the operation for everybody.
-func (r *Retry) throttle(t *trip, after time.Duration, n int) {
+func (r *Retry) throttle(t *trip, after time.Duration, n int, admitted uint64) {
 	r.throttled.Add(1)
 	if after < 0 {
 		after = r.backoff(n)
 	}
-	r.gates.closeFor(t.call.Operation, after, time.Now())
+	r.gates.closeFor(t.call.Operation, after, time.Now(), admitted)
 	r.events.emit(Event{Kind: EventThrottled, Operation: t.call.Operation, Attempt: n, Duration: after})
 }
 
 // pass waits at the gate of the operation, where there is one.
-func (r *Retry) pass(t *trip, ctx context.Context) error {
-	if !r.gates.open.Load() {
-		return nil
+func (r *Retry) pass(t *trip, ctx context.Context) (admitted uint64, refusal error) {
+	for {
+		admitted = r.gates.closings.Load()
+		if !r.gates.open.Load() {
+			return admitted, nil
+		}
+		most := maxDuration
+		if deadline, ok := ctx.Deadline(); ok {
+			most = time.Until(deadline) - useful
+		}
+		wait := r.gates.reserve(t.call.Operation, time.Now(), most)
+		if wait <= 0 {
+			return admitted, nil
+		}
+		if wait > most {
+			e := t.refuse("retry", ErrThrottled)
+			e.RetryAfter = wait
+			return admitted, e
+		}
+		refusal = r.sleep(t, ctx, wait)
+		admitted = r.gates.closings.Load()
+		if again := r.gates.leave(t.call.Operation, time.Now(), refusal == nil); refusal != nil || !again {
+			return admitted, refusal
+		}
 	}
-	most := maxDuration
-	if deadline, ok := ctx.Deadline(); ok {
-		most = time.Until(deadline) - useful
-	}
-	wait := r.gates.reserve(t.call.Operation, time.Now(), most)
-	if wait <= 0 {
-		return nil
-	}
-	if wait > most {
-		e := t.refuse("retry", ErrThrottled)
-		e.RetryAfter = wait
-		return e
-	}
-	return r.sleep(t, ctx, wait)
 }
 
 // RetryStats is a snapshot; the counters run from the start.

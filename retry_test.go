@@ -360,3 +360,71 @@ func TestRetry_TheBudgetIsABucket(t *testing.T) {
 		}
 	})
 }
+
+// R8: garbage
+func TestRetry_GarbageIsNoRetryAfter(t *testing.T) {
+	now := time.Now()
+	for _, s := range []string{"inf", "+Infinity", "0x1p4", "nan", "-5", "-0.5", "soon", "1,2", "1s"} {
+		require.Equal(t, time.Duration(-1), parseRetryAfter(http.Header{"Retry-After": {s}}, now), s)
+	}
+	at := now.Add(12 * time.Second).UTC().Truncate(time.Second)
+	for _, f := range []string{http.TimeFormat, "Monday, 02-Jan-06 15:04:05 GMT", time.ANSIC} {
+		require.Equal(t, at.Sub(now), parseRetryAfter(http.Header{"Retry-After": {at.Format(f)}}, now), f)
+	}
+}
+
+func TestRetry_DatesInAllThreeFormsAndGarbage(t *testing.T) {
+	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	at := now.Add(12 * time.Second)
+	for _, form := range []string{http.TimeFormat, "Monday, 02-Jan-06 15:04:05 GMT", time.ANSIC} {
+		require.Equal(t, 12*time.Second, parseRetryAfter(http.Header{"Retry-After": {at.Format(form)}}, now), form)
+	}
+	for _, s := range []string{"-5", "-0.5", "soon", "1,2", "1s", "NaN"} {
+		require.Equal(t, time.Duration(-1), parseRetryAfter(http.Header{"Retry-After": {s}}, now), s)
+	}
+}
+
+func TestRetry_NoRetryThatLeavesTooLittleTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for left, sends := range map[time.Duration]int{useful - 1: 1, useful: 2} {
+			rt, n := script(status(503, "Retry-After", "1"), status(200))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second+left)
+			_, err := fetch(ctx, t, newRe(t, RetryConfig{}).Wrap(rt))
+			cancel()
+			require.NoError(t, err)
+			require.Equal(t, sends, *n, "%v left", left)
+		}
+		require.Equal(t, 10*time.Millisecond, useful)
+	})
+}
+
+func TestRetry_BackoffIsDrawnAndDoubles(t *testing.T) {
+	r := newRe(t, RetryConfig{Base: time.Second, Cap: 8 * time.Second})
+	for n, most := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 3: 4 * time.Second, 4: 8 * time.Second, 5: 8 * time.Second, 99: 8 * time.Second} {
+		low, high := most, time.Duration(0)
+		for range 1000 {
+			d := r.backoff(n)
+			low, high = min(low, d), max(high, d)
+		}
+		require.LessOrEqual(t, high, most, n)
+		require.Greater(t, high, most*9/10, n)
+		require.Less(t, low, most/10, n)
+	}
+}
+
+func TestRetry_Defaults(t *testing.T) {
+	require.Equal(t, RetryConfig{
+		Max: 2, Base: 500 * time.Millisecond, Cap: 8 * time.Second, MaxRetryAfter: time.Minute, Ratio: 0.2, RatioPerSecond: 10,
+	}, RetryConfig{}.withDefaults())
+}
+
+func TestRetry_Events(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kinds []EventKind
+		r := newRe(t, RetryConfig{Ratio: 0.01, RatioPerSecond: -1, OnEvent: func(e Event) { kinds = append(kinds, e.Kind) }})
+		rt, _ := script(status(503), status(429), status(503))
+		_, _ = fetch(t.Context(), t, r.Wrap(rt)) // one retry, then a 429, and no budget for more
+		synctest.Wait()
+		require.Equal(t, []EventKind{EventRetry, EventThrottled, EventRetryRefused}, kinds)
+	})
+}

@@ -457,6 +457,11 @@ func (c *callCount) wait(ctx context.Context) error {
 	select {
 	case <-c.empty:
 		return nil
+	default:
+	}
+	select {
+	case <-c.empty:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%d callers were still waiting: %w", c.state.Load()-closedBit, context.Cause(ctx))
 	}

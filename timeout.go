@@ -194,9 +194,9 @@ func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next l
 	if !ours { // somebody else's layer put a context of its own between
 		call = &callContext{caller: ctx, trip: t}
 	}
-	call.limit(t.lately(), total)
+	outer := call.limit(t.lately(), total)
 	resp, err := next.travel(call, t, req)
-	call.unlimit()
+	call.restore(outer)
 	if !ours {
 		afterExchange(resp, err, func() { call.end(finished) })
 	}
@@ -245,7 +245,7 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 	}
 	ctx.layer, ctx.trip = l, t
 	if !ctx.start(caller) {
-		return nil, t.gone(caller, "timeout")
+		return nil, t.gone(ctx.parent, "timeout")
 	}
 	lasts := false // as a stream
 	defer func() {
@@ -271,7 +271,7 @@ func (l *Timeout) attemptHere(caller context.Context, t *trip, req *http.Request
 func (l *Timeout) attempt(caller context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	w := &work{attemptContext: attemptContext{layer: l, trip: t, wake: make(chan struct{}, 3)}}
 	if !w.start(caller) {
-		return nil, t.gone(caller, "timeout")
+		return nil, t.gone(w.parent, "timeout")
 	}
 	if t.run == nil {
 		req = detached(w, req)

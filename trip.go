@@ -167,7 +167,11 @@ var errBudget = fmt.Errorf("%w: budget", ErrTimeout)
 var errCanceled = fmt.Errorf("request canceled: %w", context.Canceled)
 
 // gone is the error for a call whose context ended while a layer made it wait: the budget's, or the caller's own cause.
+// One that is about to end is treated as if it had.
 func (t *trip) gone(ctx context.Context, layer string) *Error {
+	if ctx.Err() == nil {
+		return t.goneSoon(ctx, layer)
+	}
 	cause := causeOf(ctx)
 	e := t.refuse(layer, cause)
 	switch {
@@ -181,6 +185,25 @@ func (t *trip) gone(ctx context.Context, layer string) *Error {
 		e.Err = errors.Join(cause, ctx.Err())
 	}
 	return e
+}
+
+func (t *trip) goneSoon(ctx context.Context, layer string) *Error {
+	e := t.refuse(layer, errBudget)
+	e.Limit = "budget"
+	if call, _ := ctx.Value(callContextKey{}).(*callContext); call != nil && !call.budgetIsFirst() {
+		e.Err, e.Limit = context.DeadlineExceeded, "caller"
+	}
+	return e
+}
+
+// tooLate reports whether the time that is left is too short for an attempt. Work that did not come by a road is left to
+// who does it.
+func (t *trip) tooLate(ctx context.Context) bool {
+	if t.road == nil {
+		return false
+	}
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) < useful
 }
 
 // byTime reports whether ctx ended because time ran out, ours or the caller's, rather than because somebody cancelled.

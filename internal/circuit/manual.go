@@ -27,7 +27,8 @@ func (g *Gate) force(to State, by Result) {
 	}
 	g.hold(to, by)
 	if from == to {
-		return // it was in that state by itself: held there now, but not changed
+		g.noticed = to == Open // its time may have been up, and somebody wait for the trial
+		return                 // it was in that state by itself: held there now, but not changed
 	}
 	if to == Open {
 		g.changes.Opened++

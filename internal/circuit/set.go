@@ -6,8 +6,7 @@ import (
 	"github.com/retell-resilience/resilience/internal/waitq"
 )
 
-// Set holds one gate for each key, at most so many. The ones unused for longest go first, those that are closed before
-// the others.
+// Set holds one gate for each key, at most so many. The ones unused for longest go first, see evict.
 type Set struct {
 	cfg   *Config
 	limit int // 0: none

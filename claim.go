@@ -65,7 +65,7 @@ func (i *Idempotency) board(ctx context.Context, t *trip, key, id, print string)
 	f = newFlight(t, ctx, key, id, print)
 	f.token = i.owner + "." + strconv.FormatUint(i.tokens.Add(1), 36)
 	if old != nil {
-		f.previous = old.landed
+		f.previous = old
 	}
 	i.flights[id] = f
 	i.active.Add(1)
@@ -100,7 +100,11 @@ func (i *Idempotency) await(f *flight, t *trip, ctx context.Context, leader bool
 // that owns the write by now will see to it.
 func (i *Idempotency) leave(f *flight, t *trip, why *Error, byTime, leader bool) error {
 	p := f.leave(why, byTime, leader)
-	if p.over {
+	switch {
+	case p.over:
+		return nil
+	case leader && t.letter != "" && !p.sent && !p.last: // a redrive keeps its lease until it knows whether the others sent it
+		<-f.done
 		return nil
 	}
 	if !p.sent && p.letter == "" {
@@ -168,12 +172,16 @@ func (i *Idempotency) remember(f *flight) {
 // land takes a finished flight off the list.
 func (i *Idempotency) land(f *flight) {
 	i.mu.Lock()
+	close(f.landed)
 	if i.flights[f.id] == f {
 		delete(i.flights, f.id)
+		if p := f.previous; p != nil && !p.hasLanded() { // it left before its turn: the next one waits for the same
+			i.flights[f.id] = p
+		}
 	}
+	f.previous = nil
 	i.mu.Unlock()
 	f.trip.payload.Release()
-	close(f.landed)
 	i.counts.flights.Add(-1)
 	i.active.Done()
 }

@@ -167,6 +167,12 @@ func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, 
 	if a.err == nil {
 		return judgeStatus(&f), f
 	}
+	var e *Error
+	if !work && errors.As(a.err, &e) && e.Layer == "dlq" && errors.Is(a.err, ErrParked) && !InDoubt(a.err) {
+		// It met a call with its key, which this very letter turned away: nothing was sent.
+		f.cause, f.doubt = "in-flight", false
+		return letterPaused, f
+	}
 	if work && !f.doubt && ctx.Err() != nil && !hopeless(a.err) {
 		return letterReturned, f // it was interrupted, it did not fail
 	}

@@ -18,7 +18,7 @@ type flight struct {
 	trip                  *trip // the leader's, copied: the leader may leave
 	ctx                   context.Context
 	cancel                context.CancelCauseFunc
-	previous              <-chan struct{} // closed when the flight before this one has landed; nil: none
+	previous              *flight // that has to land before this one begins; nil: none
 	landed                chan struct{}
 
 	rec Record // as the store has it; touched by the flight's goroutine, and by a send while it is under way
@@ -274,6 +274,16 @@ func (f *flight) deliver(t *trip, leader bool) (*http.Response, error) {
 		own := *r.resp
 		own.Header = r.resp.Header.Clone()
 		return &own, nil
+	case f.trip.letter != "" && !r.settles(): // of a redrive: its letter goes on to own the write
+		e := t.fail("idempotency", errors.Join(ErrParked, r.err))
+		e.Key, e.LetterID, e.StatusCode = f.key, f.trip.letter, statusOf(r.err)
+		if r.resp != nil {
+			e.StatusCode = r.resp.StatusCode
+		}
+		if f.sent() && r.resp == nil && r.err == nil {
+			e.Err = errors.Join(ErrInDoubt, e.Err)
+		}
+		return nil, e
 	case r.panicked || r.exited:
 		e := t.fail("idempotency", errors.New("the shared execution ended in a "+r.cause()))
 		if f.sent() {
@@ -288,10 +298,24 @@ func (f *flight) deliver(t *trip, leader bool) (*http.Response, error) {
 	return body.Copy(r.resp), nil
 }
 
+// settles reports whether a redrive that ended so takes its letter out of the queue, or has it given up.
+func (r result) settles() bool {
+	return r.resp != nil && r.err == nil && r.resp.StatusCode < http.StatusInternalServerError && !notYet(r.resp.StatusCode)
+}
+
 func (f *flight) sent() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.committed
+}
+
+func (f *flight) hasLanded() bool {
+	select {
+	case <-f.landed:
+		return true
+	default:
+		return false
+	}
 }
 
 func (f *flight) waitForPrevious() error {
@@ -299,7 +323,7 @@ func (f *flight) waitForPrevious() error {
 		return nil
 	}
 	select {
-	case <-f.previous:
+	case <-f.previous.landed:
 		return nil
 	case <-f.ctx.Done():
 		return f.trip.gone(f.ctx, "idempotency")

@@ -104,6 +104,13 @@ type Reconciler interface {
 	Find(ctx context.Context, r Record) (Evidence, error)
 }
 
+// Answerer may be implemented by a [Reconciler]. Answer returns, as JSON, what the API's answer says of the id of what an
+// operation created; nil: it cannot say. It is asked for a replay where the answer itself was never seen, or was too long to
+// keep: the call was found by a look-up, or confirmed by [Idempotency.Resolve]. It must be quick and safe for concurrent use.
+type Answerer interface {
+	Answer(operation, callID string) []byte
+}
+
 type recordIDKey struct{}
 
 // RecordID returns the id of the record of the call that a [Reconciler] marks; "" outside of Mark.
@@ -217,7 +224,7 @@ func fingerprint(t *trip, req *http.Request) string {
 	data, whole := t.payload.Bytes()
 	b = appendPart(b, canonicalBody(data))
 	if !whole {
-		b = appendPart(b, "cut")
+		b = appendPart(b, uuid.NewString()) // what is not at hand cannot be compared: it is like no other
 	}
 	sum := sha256.Sum256(b)
 	return "f1:" + hex.EncodeToString(sum[:])

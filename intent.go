@@ -275,10 +275,16 @@ func Replayed(resp *http.Response) bool {
 func (i *Idempotency) replayed(rec Record) *http.Response {
 	i.counts.replayed.Add(1)
 	i.events.emit(Event{Kind: EventKeyReplayed, Operation: rec.Operation, KeyHash: keyHash(rec.ID)})
-	return replay(rec)
+	return i.replay(rec)
 }
 
-func replay(rec Record) *http.Response {
+// replay makes the answer that the record stands for.
+func (i *Idempotency) replay(rec Record) *http.Response {
+	if a, ok := i.cfg.Reconcile.(Answerer); ok && rec.Body == nil && rec.CallID != "" {
+		if text := a.Answer(rec.Operation, rec.CallID); text != nil {
+			rec.Body, rec.Header = text, nil
+		}
+	}
 	h := rec.Header.Clone()
 	if h == nil {
 		h = http.Header{"Content-Type": {"application/json"}}

@@ -268,6 +268,9 @@ func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	}
 	rec, err := i.apply(ctx, ev.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
 	switch {
+	case errors.Is(err, errConflict) && rec.State == KeyFree && len(foundIDs(ev)) > 0: // a letter may know the key
+		i.announce(Record{ID: ev.ID, State: KeyConfirmed, CallID: foundIDs(ev)[0]})
+		return nil
 	case errors.Is(err, errConflict): // nothing new
 		return nil
 	case err != nil:
@@ -283,7 +286,7 @@ func (i *Idempotency) settled(rec Record) {
 	f := i.flights[rec.ID]
 	i.mu.Unlock()
 	if f != nil && rec.State == KeyConfirmed {
-		f.publish(result{resp: replay(rec)})
+		f.publish(result{resp: i.replay(rec)})
 	}
 	i.announce(rec)
 }

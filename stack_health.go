@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -81,6 +82,9 @@ func (s *Stack) checkLetters(context.Context) []CheckResult {
 	room := max(0, s.DLQ.cfg.MaxLetters)
 	letters.Limit = float64(room)
 	letters.Status, letters.Message = letterStatus(st.Letters, s.health.warnLetters, st.Parked, room)
+	if most := s.DLQ.cfg.MaxBytes; letters.Status == Healthy && most > 0 && st.Bytes >= most-most/5 {
+		letters = letters.judged(Degraded, fmt.Sprintf("nearly full: %d of %d bytes", st.Bytes, most))
+	}
 	return []CheckResult{
 		letters, reading("parked", float64(st.Parked), "letters"), reading("in doubt", float64(st.InDoubt), "letters"),
 		reading("oldest", st.OldestAge.Seconds(), "s"),

@@ -131,6 +131,9 @@ func (i *Idempotency) rewrite(ctx context.Context, id string) {
 func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Duration) {
 	switch rec.State {
 	case KeySending:
+		if _, known := i.unwritten.get(rec.ID); known {
+			return rec, 0 // its answer is known: it is written before anything else
+		}
 		e := keyEvent{kind: eventExpire, claim: i.identity()}
 		if next, err := i.advance(ctx, rec, e); err == nil {
 			return next, time.Millisecond
@@ -151,6 +154,12 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Dur
 
 func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.Duration) {
 	if i.absentIn(rec) == time.Nanosecond {
+		if i.cfg.Reconcile != nil { // a last look: what was not listed then may be now
+			var looked bool
+			if rec, looked = i.look(ctx, rec); rec.State != KeyInDoubt || !looked {
+				return rec, afterRefusal
+			}
+		}
 		return i.assumeAbsent(ctx, rec), 0
 	}
 	if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
@@ -216,6 +225,11 @@ func (i *Idempotency) absentAsOf(rec Record) time.Time {
 
 // find looks one key up. An empty answer proves nothing; a refusal of our own uses no step of the plan up.
 func (i *Idempotency) find(ctx context.Context, rec Record) Record {
+	rec, _ = i.look(ctx, rec)
+	return rec
+}
+
+func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bool) {
 	i.counts.lookups.Add(1)
 	ev, err := i.callFind(ctx, rec)
 	ev.ID = rec.ID
@@ -227,10 +241,13 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 		if err == nil {
 			i.settled(next)
 		}
-		return next
+		return next, true
 	}
 	e := keyEvent{kind: eventLooked}
 	now := i.store.Now()
+	if err == nil && now.Before(rec.NextLookup) {
+		return rec, true // somebody else asked, out of turn: no step of the plan is used up
+	}
 	switch delay := lookupDelay(rec.Lookups + 1); {
 	case err != nil:
 		i.counts.lookupErrors.Add(1)
@@ -244,7 +261,7 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 	}
 	i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Attempt: rec.Lookups + 1})
 	next, _ := i.apply(ctx, rec.ID, e) // on an error the record as it stands
-	return next
+	return next, err == nil
 }
 
 // callFind asks the reconciler, past caches and shared answers, at bulk priority.
@@ -252,6 +269,8 @@ func (i *Idempotency) callFind(ctx context.Context, rec Record) (ev Evidence, er
 	defer recoverAsError(&err)
 	// Nothing of what ctx says of the lost call may describe the look-up: neither its key nor its operation.
 	o := &overrides{fresh: true, call: Call{Priority: PriorityBulk}}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
 	return i.cfg.Reconcile.Find(context.WithValue(ctx, overridesKey{}, o), rec)
 }
 

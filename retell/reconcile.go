@@ -85,28 +85,49 @@ func (r *reconciler) Mark(req *http.Request, key string) error {
 // plainID is the id of a key's record where no namespace is set.
 func plainID(key string) string { return new(resilience.Idempotency).ID(key) }
 
+// createdIDs are the ids in an answer about something created.
+type createdIDs struct {
+	CallID      string `json:"call_id,omitempty"`
+	ChatID      string `json:"chat_id,omitempty"`
+	BatchCallID string `json:"batch_call_id,omitempty"`
+}
+
+// of is the id that an operation is about.
+func (ids *createdIDs) of(operation string) *string {
+	switch operation {
+	case "create-chat", "create-sms-chat":
+		return &ids.ChatID
+	case "create-batch-call":
+		return &ids.BatchCallID
+	}
+	return &ids.CallID
+}
+
 // CallID implements [resilience.Identifier].
 func (r *reconciler) CallID(operation string, body []byte) (id string, ok bool) {
 	if _, creates := marked[operation]; !creates {
 		return "", true
 	}
-	var ids struct {
-		CallID      string `json:"call_id"`
-		ChatID      string `json:"chat_id"`
-		BatchCallID string `json:"batch_call_id"`
-	}
+	var ids createdIDs
 	if decodeLenient(body, &ids) != nil {
 		return "", false
 	}
-	switch operation {
-	case "create-chat", "create-sms-chat":
-		id = ids.ChatID
-	case "create-batch-call":
-		id = ids.BatchCallID
-	default:
-		id = ids.CallID
-	}
+	id = *ids.of(operation)
 	return id, id != ""
+}
+
+// Answer implements [resilience.Answerer].
+func (r *reconciler) Answer(operation, id string) []byte {
+	if _, creates := marked[operation]; !creates {
+		return nil
+	}
+	var ids createdIDs
+	*ids.of(operation) = id
+	text, err := json.Marshal(ids)
+	if err != nil {
+		return nil
+	}
+	return text
 }
 
 // Find implements [resilience.Reconciler].

@@ -138,7 +138,7 @@ func (k *Keys) appendHeaders(b []byte, req *http.Request) []byte {
 func (k *Keys) see(h http.Header, part string) *headersSeen {
 	seen := &headersSeen{fields: make([]fieldSeen, 0, len(h)), part: part}
 	for name, values := range h {
-		f := fieldSeen{name: name, matters: slices.Contains(k.headers, name)}
+		f := fieldSeen{name: name, matters: slices.Contains(k.headers, http.CanonicalHeaderKey(name))}
 		if f.matters {
 			f.values = slices.Clone(values)
 		}
@@ -174,7 +174,7 @@ func appendFields(b []byte, h http.Header, names []string) []byte {
 	var space [8]place
 	found := space[:0]
 	for name, values := range h {
-		i := slices.Index(names, name)
+		i := slices.Index(names, http.CanonicalHeaderKey(name))
 		if i < 0 || len(values) == 0 {
 			continue
 		}

@@ -248,7 +248,7 @@ func (s *Store) Sweep(ctx context.Context, limit int, pinned func(id string) boo
 		at = due[len(due)-1]
 		var victims [][]byte
 		for _, k := range due {
-			if len(victims) < limit-removed && !pinned(string(k[expiryLen:])) {
+			if len(victims) < limit-removed && (pinned == nil || !pinned(string(k[expiryLen:]))) {
 				victims = append(victims, k)
 			}
 		}

@@ -1,6 +1,7 @@
 package resilience_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -71,4 +72,38 @@ func ExampleBreaker_Allow() {
 	// Output:
 	// connection lost
 	// breaker: circuit open: last failure: reported
+}
+
+// One operation fails and the rest of the API works: with a circuit for each operation, only that one is left alone.
+func ExampleBreaker_Circuit() {
+	breaker, err := resilience.NewBreaker(resilience.BreakerConfig{
+		MinCalls: 2,
+		Key:      func(c resilience.Call) string { return c.Operation },
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	api := resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		status := http.StatusOK
+		if req.URL.Path == "/voices" {
+			status = http.StatusBadGateway
+		}
+		return &http.Response{StatusCode: status, Header: http.Header{}, Body: http.NoBody}, nil
+	})
+	client := &http.Client{Transport: breaker.Wrap(api)}
+	for _, operation := range []string{"voices", "agents", "voices", "agents"} {
+		ctx := resilience.WithCall(context.Background(), resilience.Call{Operation: operation}) // in a stack: Config.Describe
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "https://api.example.com/"+operation, nil)
+		if resp, err := client.Do(req); err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	fmt.Println("voices:", breaker.Circuit("voices").State())
+	fmt.Println("agents:", breaker.Circuit("agents").State())
+	fmt.Println("the shared one, which no call used:", breaker.State(), "- circuits not closed:", breaker.Stats().OpenCircuits)
+	// Output:
+	// voices: open
+	// agents: closed
+	// the shared one, which no call used: closed - circuits not closed: 1
 }

@@ -92,3 +92,74 @@ func ExampleDLQ_List() {
 	// letter-2 letter-3 {"first":"2026-11-24T12:00:03Z","id":"letter-3"}
 	// letter-4 {"first":"2026-11-24T12:00:04Z","id":"letter-4"}
 }
+
+// A letter of Do has no request that could be sent again: a handler does the work. Without one the write stays with its
+// caller, so register it before the first call; after a restart also before Import and Run.
+func ExampleDLQ_Handle() {
+	stack, err := resilience.New(resilience.Config{Retry: resilience.RetryConfig{Max: -1}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer stack.Close(context.Background()) //nolint:errcheck // nothing is under way
+	up := false
+	send := func(ctx context.Context, order int) (string, error) {
+		return resilience.Do(ctx, stack, resilience.Call{Operation: "send-invoice", Params: order}, func(context.Context) (string, error) {
+			if !up { // without the mark the invoice would be in doubt, and never sent again
+				return "", resilience.MarkNotSent(errors.New("connection refused"))
+			}
+			return fmt.Sprint("receipt for order ", order), nil
+		})
+	}
+	stack.DLQ.Handle("send-invoice", func(ctx context.Context, l resilience.Letter) error {
+		var order int
+		if json.Unmarshal(l.Body, &order) != nil {
+			return resilience.ErrPoison // no later try can read it either
+		}
+		receipt, err := send(ctx, order) // through the stack, so that the letter's key knows how it ended
+		fmt.Println("handler:", receipt, err)
+		return err
+	})
+
+	ctx := resilience.WithIdempotencyKey(context.Background(), "invoice:4711")
+	_, err = send(ctx, 4711)
+	fmt.Println("a letter owns it:", errors.Is(err, resilience.ErrParked))
+	up = true
+	_ = stack.DLQ.Requeue(stack.DLQ.List(resilience.LetterFilter{})[0].ID) // due now
+	fmt.Println("redrive:", stack.DLQ.Redrive(context.Background()).Status)
+	// Output:
+	// a letter owns it: true
+	// handler: receipt for order 4711 <nil>
+	// redrive: done
+}
+
+// A reminder that comes after the appointment helps nobody. It is given up in time, and a person is told.
+func ExampleWithExpiry() {
+	givenUp := make(chan resilience.Letter, 1)
+	stack, err := resilience.New(resilience.Config{
+		Retry: resilience.RetryConfig{Max: -1},
+		DLQ:   resilience.DLQConfig{OnParked: func(l resilience.Letter) { givenUp <- l }},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	down := resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		return nil, resilience.MarkNotSent(errors.New("connection refused"))
+	})
+	client := &http.Client{Transport: stack.Wrap(down)}
+	go stack.Run(context.Background())      // redrives, until Close
+	defer stack.Close(context.Background()) //nolint:errcheck // nothing is under way
+
+	appointment := time.Now().Add(20 * time.Millisecond)
+	ctx := resilience.WithIdempotencyKey(context.Background(), "reminder:4711")
+	ctx = resilience.WithExpiry(ctx, appointment)
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "https://api.example.com/reminders", strings.NewReader(`{"id":4711}`))
+	_, err = client.Do(req) //nolint:bodyclose // there is an error
+	fmt.Println("a letter owns it:", errors.Is(err, resilience.ErrParked))
+	letter := <-givenUp
+	fmt.Println("given up:", letter.ParkedReason, letter.Expires.Equal(appointment), "last failure:", letter.Cause)
+	// Output:
+	// a letter owns it: true
+	// given up: expired true last failure: transport
+}

@@ -68,3 +68,37 @@ func ExampleHealthRule() {
 	// 200
 	// healthy counts, unhealthy is seen
 }
+
+// The database that reminders come from belongs into the report, too. A read never waits for it: Run keeps the answer fresh.
+func ExampleHealthCheck() {
+	ping := func(context.Context) error { return errors.New("dial tcp 10.0.0.7:5432: no route") } // your db.PingContext
+	changed := make(chan resilience.Report, 1)
+	stack, err := resilience.New(resilience.Config{Health: resilience.HealthConfig{
+		Checks: []resilience.HealthCheck{{
+			Name: "database",
+			Run: func(ctx context.Context) []resilience.CheckResult {
+				if err := ping(ctx); err != nil { // its text is for the log: what is returned here is shown to everybody
+					return []resilience.CheckResult{{Status: resilience.Unhealthy, Message: "no reminders can be read"}}
+				}
+				return []resilience.CheckResult{{Status: resilience.Healthy}}
+			},
+		}},
+		OnChange: func(_, now resilience.Report) { changed <- now },
+	}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	go stack.Run(context.Background())      // until Close
+	defer stack.Close(context.Background()) //nolint:errcheck // nothing is under way
+
+	report := <-changed
+	database := report.Find("database")
+	fmt.Println(report.Status, "because of", database.Name+":", database.Message)
+	w := httptest.NewRecorder()
+	stack.Health().Ready().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	fmt.Println("/readyz", w.Code)
+	// Output:
+	// unhealthy because of database: no reminders can be read
+	// /readyz 503
+}

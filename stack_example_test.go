@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 
 	"github.com/retell-resilience/resilience"
@@ -147,4 +149,36 @@ func ExampleChain() {
 	// attempt
 	// attempt
 	// 200
+}
+
+// What happens on the road, in the program's own log. Events hold no personal data; which are worth a line is up to you.
+func ExampleConfig_onEvent() {
+	log := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{} // for the example, whose output must not change
+		}
+		return a
+	}}))
+	stack, err := resilience.New(resilience.Config{
+		Retry:   resilience.RetryConfig{Max: -1},
+		Breaker: resilience.BreakerConfig{MinCalls: 1},
+		OnEvent: func(e resilience.Event) { // a slog.Logger is safe for concurrent use, as this must be
+			switch e.Kind {
+			case resilience.EventCircuitOpen, resilience.EventCircuitHalfOpen, resilience.EventCircuitClose:
+				log.Warn(string(e.Kind), "from", e.From, "to", e.To, "cause", e.Cause)
+			}
+		},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client := &http.Client{Transport: stack.Wrap(resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusBadGateway, Header: http.Header{}, Body: http.NoBody}, nil
+	}))}
+	if resp, err := client.Get("https://api.example.com/agents/7"); err == nil {
+		_ = resp.Body.Close()
+	}
+	_ = stack.Close(context.Background()) // the events so far are delivered before it returns
+	// Output: level=WARN msg=circuit.open from=closed to=open cause=status
 }

@@ -38,7 +38,7 @@ func Budget(d time.Duration) CallOption {
 // Fallback answers a read when Retell does not, in place of the last good answer: for a caller who has a better one. T is
 // what the method returns. See resilience.WithFallback; an answer that is nil is no answer.
 //
-//	agent, err := client.Agents.Get(ctx, id, retell.Fallback(func(context.Context, error) (*retell.Agent, error) {
+//	agent, err := client.Agents.Get(ctx, id, retell.AgentVersion{}, retell.Fallback(func(context.Context, error) (*retell.Agent, error) {
 //		return agentFromFile(id)
 //	}))
 func Fallback[T any](f func(context.Context, error) (*T, error)) CallOption {

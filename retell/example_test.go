@@ -1,6 +1,7 @@
 package retell_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/retell-resilience/resilience"
 	"github.com/retell-resilience/resilience/retell"
+	"github.com/retell-resilience/resilience/retell/retelltest"
 )
 
 // fakeAPI stands in for Retell in the examples.
@@ -177,4 +179,109 @@ func ExampleBudget() {
 	}
 	fmt.Println(now.OutboundHeadroom(), "more calls fit")
 	// Output: 15 more calls fit
+}
+
+// A webhook by hand, where WebhookHandler does not fit. Verify the bytes as they came, then read them.
+func ExampleVerifyWebhook() {
+	const key = "key_0123" // the one with the webhook badge
+	body := []byte(`{"event":"call_ended","call":{"call_id":"call_1"}}`)
+	signature := retelltest.Sign(body, key, time.Now()) // stands for the header X-Retell-Signature
+	if err := retell.VerifyWebhook(body, key, signature); err != nil {
+		panic(err)
+	}
+	event, err := retell.ParseWebhook(body)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(event.Event, event.ID())
+
+	forged := bytes.Replace(body, []byte("call_1"), []byte("call_2"), 1)
+	fmt.Println(errors.Is(retell.VerifyWebhook(forged, key, signature), retell.ErrBadSignature))
+	old := retelltest.Sign(body, key, time.Now().Add(-time.Hour))
+	fmt.Println(errors.Is(retell.VerifyWebhook(body, key, old), retell.ErrStaleSignature))
+	// Output:
+	// call_ended call_1
+	// true
+	// true
+}
+
+// The answer is lost, and nobody knows whether the phone rings. The first webhook of the call says so.
+func ExampleClient_Observe() {
+	srv := retelltest.NewServer()
+	defer srv.Close()
+	client, err := retell.New(retelltest.DefaultKey, retell.WithTransport(srv.Transport()))
+	if err != nil {
+		panic(err)
+	}
+	defer client.Close(context.Background())
+	handler := retell.WebhookHandler(retell.WebhookConfig{APIKey: retelltest.DefaultKey, Handle: client.Observe})
+	srv.OnWebhook(func(event []byte, signature string) {
+		req := httptest.NewRequest(http.MethodPost, "/webhook", bytes.NewReader(event))
+		req.Header.Set(retell.SignatureHeader, signature)
+		handler.ServeHTTP(httptest.NewRecorder(), req)
+	})
+
+	remind := func() (*retell.Call, error) {
+		return client.Calls.CreatePhoneCall(context.Background(), retell.CreatePhoneCallParams{
+			FromNumber: "+15555550100", ToNumber: "+15555550123",
+		}, retell.IdempotencyKey("reminder:4711"))
+	}
+	srv.Inject("create-phone-call", retelltest.LostAnswer())
+	_, err = remind()
+	fmt.Println("in doubt:", resilience.InDoubt(err))
+	_ = srv.Answer(srv.Calls()[0].ID) // somebody picks up, and Retell posts call_started
+	call, err := remind()
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(call.CallID == srv.Calls()[0].ID, "replayed:", call.Replayed, "rings:", srv.Rings("+15555550123"))
+	// Output:
+	// in doubt: true
+	// true replayed: true rings: 1
+}
+
+// Two workspaces, one Retell: what the calls of one find out about an outage spares the other its own tries. A shared stack
+// does not know whose a write is: name the workspace in each key, or the second call under "reminder:4711" is answered with the
+// first and never made. Nor does it have an API key for redrives and look-ups, so letters are off, and webhooks end a doubt.
+func ExampleWithStack() {
+	cfg := retell.Config()
+	cfg.Breaker.MinCalls = 1
+	cfg.Retry.Max = -1
+	cfg.DLQ.Off = true
+	stack, err := resilience.New(cfg)
+	if err != nil {
+		panic(err)
+	}
+	defer stack.Close(context.Background()) // a client's Close leaves it open
+	for _, key := range []string{"key_clinic", "key_shop"} {
+		client, err := retell.New(key, retell.WithStack(stack), fakeAPI(503, ""))
+		if err != nil {
+			panic(err)
+		}
+		_, err = client.Voices.Get(context.Background(), "voice_1")
+		fmt.Println(key, "- circuit open:", errors.Is(err, resilience.ErrOpen), "- not sent:", resilience.NotSent(err))
+		_ = client.Close(context.Background())
+	}
+	// Output:
+	// key_clinic - circuit open: false - not sent: false
+	// key_shop - circuit open: true - not sent: true
+}
+
+// Retell is down. An agent that is kept in a file is better than none.
+func ExampleFallback() {
+	cfg := retell.Config()
+	cfg.Retry.Max = -1
+	client, err := retell.New("key_0123", retell.WithConfig(cfg), fakeAPI(503, ""))
+	if err != nil {
+		panic(err)
+	}
+	fromFile := func(context.Context, error) (*retell.Agent, error) {
+		return &retell.Agent{AgentID: "agent_1", AgentName: "Front desk"}, nil
+	}
+	agent, err := client.Agents.Get(context.Background(), "agent_1", retell.AgentVersion{}, retell.Fallback(fromFile))
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(agent.AgentName, agent.FromFallback, agent.FallbackReason)
+	// Output: Front desk true status
 }

@@ -1,13 +1,31 @@
 // Package storetest is the conformance suite of [resilience.KeyStore]: what a store must do so that the promises of
-// [resilience.Idempotency] hold on it. A store's own tests call [Run]:
+// [resilience.Idempotency] hold on it; and that of [resilience.LetterStore]. A store's own tests call [Run] and [RunLetters]:
 //
-//	func TestStore(t *testing.T) {
-//		storetest.Run(t, func(t *testing.T) resilience.KeyStore { return open(t, t.TempDir()) },
-//			storetest.Reopen(reopen), storetest.Bounded(16, openBounded))
+//	func TestKeys(t *testing.T) {
+//		open := func(maxKeys int) func(*testing.T) resilience.KeyStore {
+//			return func(t *testing.T) resilience.KeyStore { return openKeys(t, t.TempDir(), maxKeys) } // empty each time
+//		}
+//		reopen := func(t *testing.T, old resilience.KeyStore) resilience.KeyStore {
+//			keys := old.(*myKeys)
+//			keys.crash() // as roughly as the store claims to survive
+//			return openKeys(t, keys.dir, 0)
+//		}
+//		storetest.Run(t, open(0), storetest.Reopen(reopen), storetest.Bounded(16, open(16)))
 //	}
 //
-// Each check is a subtest, named by what it asks. The suite was shown to catch stores that are wrong in the ways in which
-// stores go wrong: see the tests of this package.
+//	func TestLetters(t *testing.T) {
+//		open := func(t *testing.T) resilience.LetterStore { return openLetters(t, t.TempDir()) }
+//		reopen := func(t *testing.T, old resilience.LetterStore) resilience.LetterStore {
+//			letters := old.(*myLetters)
+//			letters.crash()
+//			return openLetters(t, letters.dir)
+//		}
+//		storetest.RunLetters(t, open, storetest.ReopenLetters(reopen))
+//	}
+//
+// A store of keys that is in memory leaves Reopen out, one without a bound leaves Bounded out. Each check is a subtest, named
+// by what it asks. The suites were shown to catch stores that are wrong in the ways in which stores go wrong: see the tests of
+// this package.
 package storetest
 
 import (

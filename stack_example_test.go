@@ -152,7 +152,7 @@ func ExampleChain() {
 }
 
 // What happens on the road, in the program's own log. Events hold no personal data; which are worth a line is up to you.
-func ExampleConfig_onEvent() {
+func ExampleLogEvents() {
 	log := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{} // for the example, whose output must not change
@@ -160,14 +160,10 @@ func ExampleConfig_onEvent() {
 		return a
 	}}))
 	stack, err := resilience.New(resilience.Config{
-		Retry:   resilience.RetryConfig{Max: -1},
-		Breaker: resilience.BreakerConfig{MinCalls: 1},
-		OnEvent: func(e resilience.Event) { // a slog.Logger is safe for concurrent use, as this must be
-			switch e.Kind {
-			case resilience.EventCircuitOpen, resilience.EventCircuitHalfOpen, resilience.EventCircuitClose:
-				log.Warn(string(e.Kind), "from", e.From, "to", e.To, "cause", e.Cause)
-			}
-		},
+		Retry:    resilience.RetryConfig{Max: -1},
+		Breaker:  resilience.BreakerConfig{MinCalls: 1},
+		Fallback: resilience.FallbackConfig{Off: true},
+		OnEvent:  resilience.LogEvents(log),
 	})
 	if err != nil {
 		fmt.Println(err)
@@ -180,5 +176,5 @@ func ExampleConfig_onEvent() {
 		_ = resp.Body.Close()
 	}
 	_ = stack.Close(context.Background()) // the events so far are delivered before it returns
-	// Output: level=WARN msg=circuit.open from=closed to=open cause=status
+	// Output: level=WARN msg=circuit.open layer=breaker from=closed to=open status=502 duration=30s cause=status count=1
 }

@@ -1,0 +1,73 @@
+package resilience
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Every field of an event finds its way into a log, and what is not set does not.
+func TestLogEvents_WritesWhatIsSet(t *testing.T) {
+	full := Event{Kind: EventCircuitOpen, Time: time.Now()}
+	v := reflect.ValueOf(&full).Elem()
+	fields := 0
+	for i := range v.NumField() {
+		switch f := v.Field(i); {
+		case !f.IsZero():
+			continue
+		case f.Kind() == reflect.String:
+			f.SetString("x")
+		default:
+			f.SetInt(7)
+		}
+		fields++
+	}
+	for name, e := range map[string]Event{"full": full, "empty": {Kind: EventCircuitOpen}} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			LogEvents(slog.New(slog.NewJSONHandler(&out, nil)))(e)
+			var line map[string]any
+			require.NoError(t, json.Unmarshal(out.Bytes(), &line))
+			require.Equal(t, "circuit.open", line["msg"])
+			require.Equal(t, "WARN", line["level"])
+			if want := 3 + fields; name == "full" {
+				require.Len(t, line, want, "time, level, msg, and each field")
+			} else {
+				require.Len(t, line, 3)
+			}
+			require.Len(t, e.LogValue().Group(), len(line)-2, "the kind in place of time, level and msg")
+		})
+	}
+}
+
+func TestLogEvents_Levels(t *testing.T) {
+	for kind, level := range map[EventKind]slog.Level{
+		EventLetterParked: slog.LevelError, EventStoreFailed: slog.LevelError, EventPanic: slog.LevelError,
+		EventCircuitOpen: slog.LevelWarn, EventThrottled: slog.LevelWarn, EventLetterAdded: slog.LevelWarn,
+		EventCircuitClose: slog.LevelInfo, EventLetterDone: slog.LevelInfo,
+		EventRetry: slog.LevelDebug, EventKeyChanged: slog.LevelDebug,
+	} {
+		require.Equal(t, level, Event{Kind: kind}.Level(), kind)
+	}
+	for to, level := range map[Status]slog.Level{
+		Healthy: slog.LevelInfo, Degraded: slog.LevelWarn, Unhealthy: slog.LevelError, Unknown: slog.LevelWarn,
+	} {
+		require.Equal(t, level, Event{Kind: EventHealthChanged, To: to.String()}.Level(), to)
+	}
+}
+
+// Whoever sets another default later hears from then on.
+func TestLogEvents_NilIsTheDefaultOfTheMoment(t *testing.T) {
+	listen := LogEvents(nil)
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	var out bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&out, nil)))
+	listen(Event{Kind: EventCircuitClose})
+	require.Contains(t, out.String(), "msg=circuit.close")
+}

@@ -14,7 +14,10 @@ import (
 // in its context, at bulk priority, so a call that fn makes through the same stack belongs to the letter. An error counts
 // as a failed attempt. An error that is [ErrInDoubt] has the letter looked up from then on, and so does, for a letter
 // whose effect is EffectOnce, every error that is not [NotSent]; one that is [ErrPoison] parks it. A panic is a failure.
-// fn must end when its context does. nil takes the function away. Register before Run.
+// fn must end when its context does. nil takes the function away. Register before the first call and before Run.
+//
+// Have fn make its call through the same stack ([Do], or a client of its), with the context it gets: then the key knows of it.
+// Work that goes past the stack settles the letter and not the key, and the next call with that key does it again.
 func (d *DLQ) Handle(operation string, fn func(context.Context, Letter) error) {
 	if d == nil {
 		return

@@ -66,7 +66,11 @@ func WithUserAgent(s string) Option { return func(o *options) { o.userAgent = s 
 func WithConfig(cfg resilience.Config) Option { return func(o *options) { o.config = &cfg } }
 
 // WithStack uses layers that exist, which several clients may share. They are used as they are: for all that [WithConfig]
-// fills in, their own config counts, and for a base URL with a path their Describe must know it. Close leaves them open.
+// fills in, their own config counts, and for a base URL with a path their Describe must know it: without DLQ.Authorize
+// letters wait, without Idempotency.Reconcile keys in doubt are not looked up. Close leaves them open.
+//
+// Clients that share layers share keys, too. Clients of different workspaces must not name the same key for two calls: the
+// second gets the answer of the first. Put the workspace into the key, or give each workspace layers of its own.
 func WithStack(s *resilience.Stack) Option { return func(o *options) { o.stack = s } }
 
 // New makes a client for the workspace of the API key. It starts nothing and sends nothing. Its error names every field of

@@ -455,8 +455,7 @@ func TestCorner_AnUnnamedKeyIsNotKept(t *testing.T) {
 		require.NoError(t, err)
 	}
 	i.active.Wait()
-	_, err := i.sweep(t.Context())
-	require.NoError(t, err)
+	require.NoError(t, i.sweep(t.Context()))
 	require.Zero(t, store.Len())
 }
 

@@ -61,7 +61,7 @@ var layerReadings = map[string][]string{
 //	          queue, by tier    calls that wait: more than four fifths of the places
 //	          shed              calls turned away in the last ten seconds: any
 //	          abandoned         calls without a caller: as many as there are slots
-//	fallback  answers           answers that are stored
+//	fallback  answers           stored answers
 //	timeout   limit, lingering  timeouts that fired; calls that go on after theirs
 //	retry     budget, throttled retries; operations that wait after a 429
 //	latency   p50, p90, p99, calls, each by class: ms, calls, since the process began

@@ -117,8 +117,9 @@ func (s *Stack) checkCircuit(cfg BreakerConfig) []CheckResult {
 	st := s.Breaker.Stats()
 	rate := reading("failure rate", max(0, 100*st.FailureRate), "%")
 	rate.Limit = 100 * or(cfg.FailureRate, 0.5)
-	results := []CheckResult{circuitReading("", st, cfg.MetricsOnly), rate}
-	for _, key := range s.Breaker.notClosed(maxCircuitsShown) {
+	named := s.Breaker.notClosed(maxCircuitsShown)
+	results := append(make([]CheckResult, 0, 2+len(named)), circuitReading("", st, cfg.MetricsOnly), rate)
+	for _, key := range named {
 		results = append(results, circuitReading(key, s.Breaker.Circuit(key).Stats(), cfg.MetricsOnly))
 	}
 	return results

@@ -63,7 +63,7 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		}
 	}
 	i.doubts.replace(open, failed != nil)
-	if _, err := i.sweep(ctx); err != nil {
+	if err := i.sweep(ctx); err != nil {
 		i.counts.storeErrors.Add(1)
 	}
 	return max(next, time.Millisecond)
@@ -97,9 +97,10 @@ func (i *Idempotency) unsettled(ctx context.Context, cursor string, limit int) (
 	return i.store.Unsettled(ctx, cursor, limit)
 }
 
-func (i *Idempotency) sweep(ctx context.Context) (n int, err error) {
+func (i *Idempotency) sweep(ctx context.Context) (err error) {
 	defer recoverAsError(&err)
-	return i.store.Sweep(ctx, sweepBatch, i.isPinned())
+	_, err = i.store.Sweep(ctx, sweepBatch, i.isPinned())
+	return err
 }
 
 func (i *Idempotency) rewrite(ctx context.Context, id string) {

@@ -306,16 +306,6 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	return d.failed(ctx, t, req, held, answer{resp, err}, started)
 }
 
-// notYet names the refusals that a letter outlives: they say nothing against its request. Whoever took such a letter over
-// leaves it to the queue again, for the one who parked it was told that the queue will send it.
-func notYet(status int) bool {
-	switch status {
-	case http.StatusTooManyRequests, http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden:
-		return true
-	}
-	return status >= 400 && doubtfulStatus(status)
-}
-
 // outlives reports whether a letter that a call has taken over goes back to the queue with the answer.
 func (d *DLQ) outlives(held holding, status int) bool {
 	if held.slot == nil || notYet(status) {

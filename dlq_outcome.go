@@ -46,24 +46,6 @@ func failureOf(a answer, effect Effect) failure {
 	return f
 }
 
-// doubtfulStatus: an answer after which an effect-once request may still have taken effect.
-func doubtfulStatus(code int) bool {
-	switch code {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
-		return true
-	}
-	return code >= 500 || code >= 300 && code < 400
-}
-
-func statusOf(err error) (status int) {
-	walk(err, func(e error) {
-		if ours, ok := e.(*Error); ok && status == 0 { //nolint:errorlint // walk visits every node itself
-			status = ours.StatusCode
-		}
-	})
-	return status
-}
-
 func retryAfterOf(err error) (after time.Duration) {
 	walk(err, func(e error) {
 		if ours, ok := e.(*Error); ok { //nolint:errorlint // walk visits every node itself

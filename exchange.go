@@ -22,6 +22,35 @@ func isRefusalStatus(code int) bool {
 	return code >= 400 && code < 500
 }
 
+// doubtfulStatus: an answer after which an effect-once request may still have taken effect.
+func doubtfulStatus(code int) bool {
+	switch code {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
+		return true
+	}
+	return code >= 500 || code >= 300 && code < 400
+}
+
+// notYet names the refusals that a letter outlives: they say nothing against its request. Whoever took such a letter over,
+// or shared a redrive of it, leaves it to the queue, for the one who parked it was told that the queue will send it.
+func notYet(status int) bool {
+	switch status {
+	case http.StatusTooManyRequests, http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden:
+		return true
+	}
+	return status >= 400 && doubtfulStatus(status)
+}
+
+// statusOf is the status in a tree of errors, 0 for none.
+func statusOf(err error) (status int) {
+	walk(err, func(e error) {
+		if ours, ok := e.(*Error); ok && status == 0 { //nolint:errorlint // walk visits every node itself
+			status = ours.StatusCode
+		}
+	})
+	return status
+}
+
 // tail is the rest of an exchange that goes on after its answer was handed up: a stream being read, or a transport that
 // has not returned though its time was up. A layer that holds something for the exchange gives it back then.
 type tail struct {

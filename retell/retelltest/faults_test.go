@@ -394,8 +394,8 @@ func TestManyAtOnce(t *testing.T) {
 					_ = resp.Body.Close()
 				}
 				if i%200 == 0 {
-					for _, c := range srv.Calls()[:1] {
-						_ = srv.Hangup(c.ID, "")
+					if calls := srv.Calls(); len(calls) > 0 { // the first may take effect late
+						_ = srv.Hangup(calls[0].ID, "")
 					}
 					srv.Received()
 				}

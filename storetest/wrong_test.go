@@ -46,6 +46,7 @@ var wrongs = map[string][]string{
 	"sweeps the front only":     {"SweepOrder"},
 	"sweeps without limit":      {"SweepLimit"},
 	"counts wrong":              {"SweepLimit"},
+	"asks nobody for pins":      {"SweepLimit"},
 	"ignores pins":              {"SweepPinned"},
 	"stops at a pin":            {"SweepPinned"},
 	"sweeps by an old expiry":   {"SweepExtended"},
@@ -332,7 +333,7 @@ func (s *simple) Sweep(ctx context.Context, limit int, pinned func(string) bool)
 			}
 			continue
 		}
-		if pinned(rec.ID) && s.wrong != "ignores pins" {
+		if (pinned != nil || s.wrong == "asks nobody for pins") && pinned(rec.ID) && s.wrong != "ignores pins" {
 			if s.wrong == "stops at a pin" {
 				break
 			}

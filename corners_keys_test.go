@@ -88,6 +88,30 @@ func TestCorner_AbsenceIsAssumedAfterALastLook(t *testing.T) {
 	})
 }
 
+// The last look finds the call, and the store does not take that.
+func TestCorner_AbsenceIsNotAssumedOfWhatWasFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &lateIndex{visible: time.Now().Add(5*time.Minute + 10*time.Second)}
+		store := &answerRefusingStore{MemoryStore: NewMemoryStore(0)}
+		store.failing.Store(1)
+		s := newStack(t, Config{
+			DLQ:         DLQConfig{Off: true},
+			Idempotency: IdempotencyConfig{Store: store, Reconcile: f, AssumeAbsentAfter: 10 * time.Minute},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		_, err := dial(t.Context(), t, s.Wrap(&phone{answer: lostAnswer}), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(time.Hour)
+		cancel()
+		require.NoError(t, <-done)
+		require.Negative(t, store.failing.Load(), "it was refused once, and then taken")
+		require.Equal(t, KeyConfirmed, stateOf(t, s.Idempotency, "k"))
+		closeStack(t, s)
+	})
+}
+
 // A look-up that hangs stops all tending.
 func TestCorner_AHangingLookUpDoesNotStopTheRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

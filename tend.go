@@ -230,6 +230,7 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 	return rec
 }
 
+// look is find, and reports whether the record now says what was found: only then absence may be taken from it.
 func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bool) {
 	i.counts.lookups.Add(1)
 	ev, err := i.callFind(ctx, rec)
@@ -242,7 +243,7 @@ func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bo
 		if err == nil {
 			i.settled(next)
 		}
-		return next, true
+		return next, err == nil
 	}
 	e := keyEvent{kind: eventLooked}
 	now := i.store.Now()

@@ -178,7 +178,7 @@ type DLQ struct {
 	// Set by the stack before use, each may be nil. reenter sends a redrive in by the stack's own way; reconcile finds out
 	// what became of a key; keyClock is the clock of what it finds out; paused says that redriving makes no sense now, and
 	// for how long.
-	reenter   func(req *http.Request, road leg, letterID string) (*http.Response, error)
+	reenter   func(req *http.Request, road leg) (*http.Response, error)
 	reconcile func(ctx context.Context, key string) keyNews
 	keyClock  func() time.Time
 	paused    func() (bool, time.Duration)
@@ -271,14 +271,6 @@ func (d *DLQ) addRoad(road leg) {
 	}
 }
 
-type redriveKey struct{}
-
-// redriving is the id of the letter that ctx redrives, directly or through a function given to Handle.
-func redriving(ctx context.Context) string {
-	id, _ := ctx.Value(redriveKey{}).(string)
-	return id
-}
-
 // pass is the door. A redrive goes through untouched: whoever drives it settles its letter.
 func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	if t.letter != "" {
@@ -287,9 +279,6 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	held, err := d.takeOver(ctx, t)
 	if err != nil {
 		return nil, err
-	}
-	if held.redrive {
-		return next.travel(ctx, t, req)
 	}
 	started, ended := time.Now(), false
 	defer func() {
@@ -330,15 +319,14 @@ func (a answer) close() {
 
 // holding is the letter whose lease a call with the same key has taken; zero: there is none.
 type holding struct {
-	slot    *letterSlot
-	token   uint64
-	redrive bool // the call is part of the redrive of that letter
+	slot  *letterSlot
+	token uint64
 }
 
 // takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
 func (d *DLQ) takeOver(ctx context.Context, t *trip) (holding, error) {
 	for t.key != "" {
-		held, coming, err := d.tryTakeOver(ctx, t)
+		held, coming, err := d.tryTakeOver(t)
 		if coming == nil {
 			return held, err
 		}
@@ -351,7 +339,7 @@ func (d *DLQ) takeOver(ctx context.Context, t *trip) (holding, error) {
 	return holding{}, nil
 }
 
-func (d *DLQ) tryTakeOver(ctx context.Context, t *trip) (held holding, coming <-chan struct{}, err error) {
+func (d *DLQ) tryTakeOver(t *trip) (held holding, coming <-chan struct{}, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.box.ofKey(t.key)
@@ -360,8 +348,6 @@ func (d *DLQ) tryTakeOver(ctx context.Context, t *trip) (held holding, coming <-
 		return holding{}, nil, nil
 	case s.arrival != nil:
 		return holding{}, s.arrival.over, nil
-	case s.letter.ID == redriving(ctx):
-		return holding{slot: s, redrive: true}, nil, nil
 	case s.letter.InDoubt && !resends(t):
 		// Nobody above knows what the letter knows: there is no layer for keys, or its store has forgotten.
 		return holding{}, nil, d.parkedError(t, s.letter, ErrInDoubt)

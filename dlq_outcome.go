@@ -150,7 +150,7 @@ func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, 
 		return judgeStatus(&f), f
 	}
 	var e *Error
-	if !work && errors.As(a.err, &e) && e.Layer == "dlq" && errors.Is(a.err, ErrParked) && !InDoubt(a.err) {
+	if errors.As(a.err, &e) && e.LetterID == l.ID && errors.Is(a.err, ErrParked) && !InDoubt(a.err) {
 		// It met a call with its key, which this very letter turned away: nothing was sent.
 		f.cause, f.doubt = "in-flight", false
 		return letterPaused, f

@@ -120,12 +120,12 @@ func (d *DLQ) take(ctx context.Context) (*lease, RedriveResult) {
 // letterContext is what travels with a redrive.
 func (d *DLQ) letterContext(ctx context.Context, l *Letter) context.Context {
 	ctx = context.WithValue(ctx, tripKey{}, (*trip)(nil)) // Redrive may be called from within another call
-	ctx = context.WithValue(ctx, redriveKey{}, l.ID)
 	call := l.Call
 	call.Operation, call.Priority = l.Operation, PriorityBulk
 	ctx = WithCall(ctx, call)
 	ctx = WithIdempotencyKey(ctx, l.Key)
-	return WithExpiry(ctx, l.Expires)
+	ctx = WithExpiry(ctx, l.Expires)
+	return override(ctx, func(o *overrides) { o.letter = l.ID })
 }
 
 // redrive does with a leased letter what is to be done, and gives it back.
@@ -329,9 +329,9 @@ func (d *DLQ) request(ls *lease) (*http.Request, error) {
 
 func (d *DLQ) send(req *http.Request, ls *lease) (*http.Response, error) {
 	if d.reenter != nil {
-		return d.reenter(req, ls.road, ls.letter.ID)
+		return d.reenter(req, ls.road)
 	}
-	return enter(req, ls.road, entry{letter: ls.letter.ID})
+	return enter(req, ls.road, entry{})
 }
 
 // conclude settles the letter by what came out.

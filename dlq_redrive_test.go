@@ -396,9 +396,9 @@ func TestDLQLettersGoByTheRoadThatMadeThem(t *testing.T) {
 		stack := &dlqWorld{answer: dlqStatus(200)}
 		d.addRoad(legOf(stack))
 		var ways []string
-		d.reenter = func(req *http.Request, road leg, id string) (*http.Response, error) {
-			ways = append(ways, id)
-			return enter(req, road, entry{letter: id})
+		d.reenter = func(req *http.Request, road leg) (*http.Response, error) {
+			ways = append(ways, overridesOf(req.Context()).letter)
+			return enter(req, road, entry{})
 		}
 		require.NoError(t, d.Add(Letter{ID: "a", Method: "PUT", URL: "http://h/", Next: time.Now()}))
 		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)

@@ -15,7 +15,6 @@ type entry struct {
 	stack    *Stack
 	describe func(*http.Request) Call
 	maxBody  int64
-	letter   string // set by a redrive
 }
 
 func (e entry) epoch() time.Time {
@@ -34,7 +33,7 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 		outer.waited() // nobody knows for what the transport between took its time
 		return l.travel(ctx, outer, req)
 	}
-	t := &trip{stack: e.stack, outer: outer, road: l, letter: e.letter}
+	t := &trip{stack: e.stack, outer: outer, road: l}
 	t.clock.epoch = e.epoch()
 	if req.URL == nil { // net/http's transport says so, too; the layers below read it
 		closeBody(req)
@@ -123,7 +122,7 @@ func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*h
 func (t *trip) resolve(o *overrides, method string, unset Effect) {
 	if o != nil {
 		t.call = t.call.merge(o.call)
-		t.key, t.named, t.said = o.key, o.named, o
+		t.key, t.named, t.letter, t.said = o.key, o.named, o.letter, o
 	}
 	t.call.resolve(method, unset)
 }

@@ -121,7 +121,8 @@ type overrides struct {
 	key    string
 	named  bool
 	expiry time.Time
-	fresh  bool // ask the other side itself; see Idempotency
+	fresh  bool   // ask the other side itself; see Idempotency
+	letter string // id of the dead letter whose redrive this is, as long as the key is the letter's
 }
 
 type overridesKey struct{}
@@ -169,7 +170,13 @@ func WithBudget(ctx context.Context, d time.Duration) context.Context {
 // takes it off, to whatever host the request goes: for it net/http's transport would repeat a POST by itself. Where the API
 // honours such a header, [Reconciler].Mark puts it back.
 func WithIdempotencyKey(ctx context.Context, key string) context.Context {
-	return override(ctx, func(o *overrides) { o.key, o.named = strings.TrimSpace(key), true })
+	key = strings.TrimSpace(key)
+	return override(ctx, func(o *overrides) {
+		if o.key != key {
+			o.letter = ""
+		}
+		o.key, o.named = key, true
+	})
 }
 
 // WithExpiry says until when a late success still helps: after t no dead letter of this call is redriven, it is parked

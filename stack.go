@@ -174,7 +174,7 @@ func (tr *stackTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		// A request that is made while a call of this stack is served is part of that call: it needs no second slot.
 		return enter(req, tr.base, entry{stack: s, describe: s.describe})
 	}
-	return s.admit(req, tr.top, "")
+	return s.admit(req, tr.top)
 }
 
 // CloseIdleConnections closes those of the transport below.
@@ -190,13 +190,13 @@ func (s *Stack) inside(ctx context.Context) bool {
 	return false
 }
 
-func (s *Stack) admit(req *http.Request, top leg, letter string) (*http.Response, error) {
+func (s *Stack) admit(req *http.Request, top leg) (*http.Response, error) {
 	if !s.calls.begin() {
 		closeBody(req)
 		return nil, &Error{Layer: "stack", Err: ErrClosed, verdict: refused}
 	}
 	defer s.calls.end()
-	e := entry{stack: s, describe: s.describe, letter: letter}
+	e := entry{stack: s, describe: s.describe}
 	if s.Timeout != nil {
 		e.maxBody = s.Timeout.cfg.MaxRequestBytes
 	}
@@ -244,7 +244,7 @@ func (s *Stack) wire(cfg Config) {
 // wireKeys ties letters and keys together: a letter pins its key, and the outcome of a key settles its letter.
 func (s *Stack) wireKeys() {
 	if s.DLQ != nil {
-		s.DLQ.reenter = s.redrive
+		s.DLQ.reenter = s.admit
 		if s.Breaker != nil {
 			s.DLQ.paused = s.redrivePause
 		}
@@ -289,11 +289,6 @@ func (s *Stack) newsOf(r Record) keyNews {
 		return keyNews{keyNotApplied, s.Idempotency.absentAsOf(r)}
 	}
 	return keyNews{} // also a free key: a store that has forgotten proves nothing
-}
-
-// redrive sends a letter the way its request came.
-func (s *Stack) redrive(req *http.Request, road leg, letter string) (*http.Response, error) {
-	return s.admit(req, road, letter)
 }
 
 // redrivePause says whether the circuit that letters would meet is open. With circuits by operation only the letter

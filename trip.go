@@ -34,7 +34,7 @@ type trip struct {
 	ctx callContext
 
 	road   leg    // where the trip entered: a redrive of its letter goes the same way
-	letter string // id of the letter that this trip redrives
+	letter string // id of the letter that this trip redrives, itself or for a function that does
 
 	first     attemptContext // of the first attempt, which most calls leave it at
 	attempted atomic.Bool    // first is taken

@@ -199,6 +199,29 @@ func TestCorner_EvidenceEndsAnImportedDoubtOfAFreeKey(t *testing.T) {
 	})
 }
 
+func TestCorner_TwoCallsForAnImportedDoubtAreADispute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := doubtOf(t)
+		var disputes []Event
+		r := receive(t, Config{
+			Idempotency: IdempotencyConfig{Reconcile: &finder{}},
+			OnEvent: func(e Event) {
+				if e.Kind == EventKeyDisputed {
+					disputes = append(disputes, e)
+				}
+			},
+		})
+		r.take(file)
+		ev := Evidence{ID: r.Idempotency.ID("k"), Calls: []Found{{ID: "call_1"}, {ID: "call_2"}}}
+		require.NoError(t, r.Idempotency.Observe(t.Context(), ev))
+		l := dlqOnly(t, r.DLQ)
+		r.stop()
+		require.True(t, l.InDoubt, "two calls were made: it is not done, and it is never sent")
+		require.Len(t, disputes, 1)
+		require.EqualValues(t, 1, r.Idempotency.Stats().Disputed)
+	})
+}
+
 // Bodies that are too large to be held.
 func TestCorner_LargeBodiesThatDiffer(t *testing.T) {
 	s := newStack(t, Config{Timeout: TimeoutConfig{MaxRequestBytes: 1024}})

@@ -257,8 +257,8 @@ func (i *Idempotency) Resolve(ctx context.Context, key string, v Resolution) err
 	return nil
 }
 
-// Observe takes evidence from elsewhere: a webhook, an object that was read. Evidence about a key that is not known is
-// ignored. Two different results for one key make it disputed, whatever it was before.
+// Observe takes evidence from elsewhere: a webhook, an object that was read. Evidence about a key without a record
+// here reaches its dead letter alone. Two different results for one key make it disputed, whatever it was before.
 func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	if i == nil {
 		return nil
@@ -268,8 +268,8 @@ func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	}
 	rec, err := i.apply(ctx, ev.ID, keyEvent{kind: eventEvidence, evidence: ev, keep: i.cfg.TTL})
 	switch {
-	case errors.Is(err, errConflict) && rec.State == KeyFree && len(foundIDs(ev)) > 0: // a letter may know the key
-		i.announce(Record{ID: ev.ID, State: KeyConfirmed, CallID: foundIDs(ev)[0]})
+	case errors.Is(err, errConflict) && rec.State == KeyFree: // a letter may know the key
+		i.announceUnknown(ev)
 		return nil
 	case errors.Is(err, errConflict): // nothing new
 		return nil
@@ -278,6 +278,24 @@ func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	}
 	i.settled(rec)
 	return nil
+}
+
+// announceUnknown is announce for a key without a record. Two calls for it are a dispute, which only the event tells of.
+func (i *Idempotency) announceUnknown(ev Evidence) {
+	rec := Record{ID: ev.ID}
+	switch ids := foundIDs(ev); len(ids) {
+	case 0:
+		return
+	case 1:
+		rec.State, rec.CallID = KeyConfirmed, ids[0]
+	default:
+		rec.State, rec.CallIDs = KeyDisputed, ids
+		i.counts.disputed.Add(1)
+		i.events.emit(Event{
+			Kind: EventKeyDisputed, KeyHash: keyHash(rec.ID), From: KeyFree.String(), To: rec.State.String(),
+		})
+	}
+	i.announce(rec)
 }
 
 // settled hands an outcome that came from elsewhere to those who wait for the call's own answer.

@@ -167,6 +167,47 @@ func TestCorner_TheThirdWaitsForTheFirst(t *testing.T) {
 	})
 }
 
+// hungCall is a stack with a call under key "k" that hangs on the wire, of which evidence from elsewhere says that it was made.
+func hungCall(t *testing.T) (s *Stack, rt http.RoundTripper, p *phone, letGo func()) {
+	s = newStack(t, Config{})
+	release := make(chan struct{})
+	p = &phone{before: func(*http.Request, int) (*http.Response, error) { <-release; return nil, nil }}
+	rt = s.Wrap(p)
+	go func() { _, _ = dial(t.Context(), t, rt, "k", dialBody) }()
+	synctest.Wait()
+	id := s.Idempotency.ID("k")
+	require.NoError(t, s.Idempotency.Observe(t.Context(), Evidence{ID: id, Calls: []Found{{ID: "call_1"}}}))
+	synctest.Wait()
+	return s, rt, p, func() { close(release) }
+}
+
+func TestCorner_AKnownOutcomeDoesNotWaitForTheWire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, rt, p, letGo := hungCall(t)
+		asked := time.Now()
+		resp, err := dial(t.Context(), t, rt, "k", dialBody)
+		took := time.Since(asked)
+		letGo()
+		closeStack(t, s)
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		require.Zero(t, took)
+		require.Equal(t, 1, p.rang())
+	})
+}
+
+func TestCorner_CloseCountsACallWhoseOutcomeCameFromElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, rt, _, letGo := hungCall(t)
+		_, _ = dial(t.Context(), t, rt, "k", dialBody)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := s.Close(ctx)
+		letGo()
+		require.ErrorContains(t, err, "1 calls were still under way, 0 of them are in doubt now")
+	})
+}
+
 // Header names that are not in canonical form.
 func TestCorner_CredentialsInLowerCase(t *testing.T) {
 	_, s, rt := newShop(t, FallbackConfig{})

@@ -318,12 +318,15 @@ func (f *flight) hasLanded() bool {
 	}
 }
 
+// waitForPrevious waits until the flight before has landed, or its outcome is known from elsewhere: it is in the store then.
 func (f *flight) waitForPrevious() error {
 	if f.previous == nil {
 		return nil
 	}
 	select {
 	case <-f.previous.landed:
+		return nil
+	case <-f.previous.done:
 		return nil
 	case <-f.ctx.Done():
 		return f.trip.gone(f.ctx, "idempotency")

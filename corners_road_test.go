@@ -69,6 +69,7 @@ func TestT09_NoAttemptStartsInTheLastMoment(t *testing.T) {
 		"read":                  {effect: EffectRead, left: useful - 1, limit: "budget"},
 		"once":                  {effect: EffectOnce, left: useful - 1, limit: "budget"},
 		"the caller's deadline": {effect: EffectRead, own: time.Second / 2, left: useful - 1, limit: "caller"},
+		"the caller's, once":    {effect: EffectOnce, own: time.Second / 2, left: useful - 1, limit: "caller"},
 		"just enough":           {effect: EffectRead, left: useful},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -105,6 +106,80 @@ func TestT09_NoAttemptStartsInTheLastMoment(t *testing.T) {
 				var e *Error
 				require.ErrorAs(t, err, &e)
 				require.Equal(t, c.limit, e.Limit)
+			})
+		})
+	}
+}
+
+// Nor after a wait for somebody else's call.
+func TestT09_NoAttemptStartsInTheLastMomentOfAJoinedRead(t *testing.T) {
+	for name, sends := range map[time.Duration]int{useful - 1: 1, useful: 2} {
+		t.Run(name.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStack(t, Config{Timeout: TimeoutConfig{Request: time.Second, Total: time.Second}})
+				sent := 0
+				rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					if sent++; sent == 1 {
+						<-req.Context().Done()
+						return nil, req.Context().Err()
+					}
+					return reply(200, "{}"), nil
+				}))
+				get := func(ctx context.Context) error {
+					req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://x/", nil)
+					require.NoError(t, err)
+					_, err = rt.RoundTrip(req)
+					return err
+				}
+				leader, leave := context.WithCancel(t.Context())
+				go func() { _ = get(leader) }()
+				synctest.Wait()
+				time.AfterFunc(time.Second-name, leave)
+				err := get(t.Context())
+				closeStack(t, s)
+				require.Equal(t, sends, sent)
+				require.Equal(t, sends == 2, err == nil)
+			})
+		})
+	}
+}
+
+func TestT09_NoAttemptStartsInTheLastMomentAfterAnEarlierFlight(t *testing.T) {
+	for left, limit := range map[time.Duration]string{useful - 1: "caller", useful: ""} {
+		t.Run(left.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := newIdem(t, IdempotencyConfig{})
+				release := make(chan struct{})
+				held := 0
+				between := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+					return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+						if held++; held == 1 {
+							<-release // it is slow to hear of the end
+							return nil, errors.New("gone")
+						}
+						return next.RoundTrip(req)
+					})
+				})
+				p := &phone{}
+				rt := Chain(i.Claim(), between, i.Intent()).Wrap(p)
+				first, leave := context.WithCancel(t.Context())
+				time.AfterFunc(time.Millisecond, leave)
+				_, err := dial(first, t, rt, "k", dialBody)
+				require.Error(t, err)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				time.AfterFunc(time.Second-left, func() { close(release) })
+				_, err = dial(ctx, t, rt, "k", dialBody)
+				if limit == "" {
+					require.NoError(t, err)
+					return
+				}
+				require.True(t, NotSent(err))
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.Zero(t, p.rang())
+				var e *Error
+				require.ErrorAs(t, err, &e)
+				require.Equal(t, limit, e.Limit)
 			})
 		})
 	}

@@ -50,9 +50,13 @@ func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg
 		case answers.Failed:
 			f.coalesced.Add(1)
 			return nil, call.Err
-		case answers.Unshared:
+		case answers.Unshared, answers.Abandoned: // an own call, or around again
+		}
+		if t.tooLate(ctx) {
+			return nil, t.goneSoon(ctx, "fallback")
+		}
+		if call.Ending == answers.Unshared {
 			return f.alone(ctx, t, req, next, key)
-		case answers.Abandoned: // around again
 		}
 	}
 }

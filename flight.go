@@ -30,6 +30,7 @@ type flight struct {
 	shared    bool          // somebody joined
 	unbounded bool          // somebody waits without a deadline
 	latest    time.Time     // deadline of the most patient waiter
+	whose     string        // what sets it, see firstLimit
 	givenUp   []func()      // to be run when the last waiter ran out of time
 	owed      bool          // an earlier send of the key is in doubt
 	told      bool          // somebody left who was told that the outcome is in doubt
@@ -87,8 +88,14 @@ func (f *flight) extend(ctx context.Context) {
 	case !ok:
 		f.unbounded = true
 	case deadline.After(f.latest):
-		f.latest = deadline
+		f.latest, f.whose = deadline, firstLimit(ctx)
 	}
+}
+
+func (f *flight) limit() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.whose
 }
 
 // join adds a waiter, unless the flight is ending. A caller with another request is told so by the fingerprint.
@@ -325,12 +332,15 @@ func (f *flight) waitForPrevious() error {
 	}
 	select {
 	case <-f.previous.landed:
-		return nil
 	case <-f.previous.done:
 		return nil
 	case <-f.ctx.Done():
 		return f.trip.gone(f.ctx, "idempotency")
 	}
+	if f.trip.tooLate(f.ctx) {
+		return f.trip.goneSoon(f.ctx, "idempotency")
+	}
+	return nil
 }
 
 // owe notes that an earlier send of the key is in doubt.

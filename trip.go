@@ -189,11 +189,21 @@ func (t *trip) gone(ctx context.Context, layer string) *Error {
 
 func (t *trip) goneSoon(ctx context.Context, layer string) *Error {
 	e := t.refuse(layer, errBudget)
-	e.Limit = "budget"
-	if call, _ := ctx.Value(callContextKey{}).(*callContext); call != nil && !call.budgetIsFirst() {
-		e.Err, e.Limit = context.DeadlineExceeded, "caller"
+	if e.Limit = firstLimit(ctx); t.flight != nil {
+		e.Limit = t.flight.limit()
+	}
+	if e.Limit == "caller" {
+		e.Err = context.DeadlineExceeded
 	}
 	return e
+}
+
+// firstLimit names what ends the call of ctx first: its budget, or the time its caller has.
+func firstLimit(ctx context.Context) string {
+	if call, _ := ctx.Value(callContextKey{}).(*callContext); call != nil && !call.budgetIsFirst() {
+		return "caller"
+	}
+	return "budget"
 }
 
 // tooLate reports whether the time that is left is too short for an attempt. Work that did not come by a road is left to

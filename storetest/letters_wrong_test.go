@@ -38,6 +38,7 @@ var wrongLetters = map[string][]string{
 	"loses a field":                 {"Fields"},
 	"loses a field of the call":     {"Fields"},
 	"loses the history":             {"Fields"},
+	"confuses two numbers":          {"Fields"},
 	"rounds times":                  {"Fields"},
 	"rounds numbers":                {"Fields"},
 	"changes odd strings":           {"OddBytes"},
@@ -190,6 +191,8 @@ func (s *simpleLetters) stored(l resilience.Letter) resilience.Letter {
 		l.Call.Resource = ""
 	case "loses the history":
 		l.History = l.History[:min(len(l.History), 1)]
+	case "confuses two numbers":
+		l.Attempts, l.Redrives = l.Redrives, l.Attempts
 	case "rounds times":
 		l.Next = l.Next.Truncate(time.Microsecond)
 	case "rounds numbers":

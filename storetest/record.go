@@ -16,40 +16,11 @@ import (
 
 func name(prefix string, i int) string { return fmt.Sprintf("%s-%04d", prefix, i) }
 
-// full is a record in which no field is zero, so that none can get lost unseen. n tells records apart.
+// full is a record in which no field is zero.
 func full(t *testing.T, n int) resilience.Record {
 	t.Helper()
 	var rec resilience.Record
-	v := reflect.ValueOf(&rec).Elem()
-	base := time.Date(2099, 12, 31, 23, 59, 59, 123456789, time.FixedZone("", 3600))
-	for i := range v.NumField() {
-		f, label := v.Field(i), fmt.Sprintf("%s/%d/ü日本", v.Type().Field(i).Name, n)
-		switch p := f.Addr().Interface().(type) {
-		case *resilience.KeyState:
-			*p = resilience.KeyDisputed
-		case *string:
-			*p = label
-		case *bool:
-			*p = true
-		case *int:
-			*p = 1000*(i+1) + n + 1
-		case *uint64:
-			*p = 1<<53 + uint64(1000*i+n) + 1 // more than a float keeps
-		case *time.Time:
-			*p = base.Add(-time.Duration(i)*37*time.Minute - time.Duration(n)*time.Second)
-		case *[]string:
-			*p = []string{label, "", "second"}
-		case *[]byte:
-			*p = []byte(label)
-			for b := range 256 {
-				*p = append(*p, byte(b))
-			}
-		case *http.Header:
-			*p = http.Header{"Content-Type": {"application/json", "second " + label}, "X-Empty": {""}, "x-raw": {"a, b;\tc"}}
-		default:
-			t.Fatalf("storetest does not know the type of Record.%s: %T", v.Type().Field(i).Name, p)
-		}
-	}
+	fill(t, reflect.ValueOf(&rec).Elem(), "Record", n)
 	rec.ID = name("full", n)
 	return rec
 }

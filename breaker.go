@@ -240,10 +240,8 @@ func resultOf(ctx context.Context, resp *http.Response, err error) circuit.Resul
 		return resultOfStatus(resp.StatusCode)
 	case isRefusal(err), ctx.Err() != nil && !outOfBudget(ctx):
 		return circuit.Result{Outcome: circuit.Ignored}
-	case errors.Is(err, ErrTooLarge): // the server is there; its status says how well
+	case errors.Is(err, ErrTooLarge), answered(err): // the server is there; its status says how well
 		return resultOfStatus(codeIn(err))
-	case answered(err):
-		return circuit.Result{Outcome: circuit.Success}
 	}
 	return circuit.Result{Outcome: circuit.Failure, Cause: failureCause(err)}
 }
@@ -267,12 +265,11 @@ func codeIn(err error) int {
 	return 0
 }
 
-// answered reports whether an error stands for a whole answer below 500, one that leaves the outcome of the call in doubt.
+// answered reports whether an error stands for a whole answer, one that leaves the outcome of the call in doubt.
 func answered(err error) bool {
 	var e *Error
 	var truncated *truncatedError
-	return InDoubt(err) && errors.As(err, &e) && e.StatusCode > 0 && e.StatusCode < http.StatusInternalServerError &&
-		!errors.As(err, &truncated)
+	return InDoubt(err) && errors.As(err, &e) && e.StatusCode > 0 && !errors.As(err, &truncated)
 }
 
 func failureCause(err error) string {

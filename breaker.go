@@ -256,15 +256,6 @@ func resultOfStatus(code int) circuit.Result {
 	return circuit.Result{Outcome: circuit.Success}
 }
 
-// codeIn is the status that an error came with, 0 for none.
-func codeIn(err error) int {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.StatusCode
-	}
-	return 0
-}
-
 // answered reports whether an error stands for a whole answer, one that leaves the outcome of the call in doubt.
 func answered(err error) bool {
 	var e *Error

@@ -42,3 +42,37 @@ func TestBreaker_A429ToAResendIsIgnored(t *testing.T) {
 		require.EqualValues(t, 1, b.Stats().Ignored)
 	})
 }
+
+func TestBreaker_ATooLargeAnswerInDoubtCountsByItsStatus(t *testing.T) {
+	for code, want := range map[int]Outcome{503: OutcomeFailure, 429: OutcomeIgnored, 201: OutcomeSuccess} {
+		b := newTestBreaker(t, BreakerConfig{})
+		i := newIdem(t, IdempotencyConfig{})
+		l := newTime(t, TimeoutConfig{MaxResponseBytes: 4})
+		rt := Chain(i.Claim(), b, i.Intent(), l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			return reply(code, "much too large"), nil
+		}))
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrTooLarge)
+		requireTotals(t, b, want)
+	}
+}
+
+// The hint that a call was accepted is for a success whose body could not be read, and the caller is told the status.
+func TestIdempotency_ATooLargeAnswerIsAcceptedOnlyByItsStatus(t *testing.T) {
+	for _, code := range []int{201, 503} {
+		i := newIdem(t, IdempotencyConfig{})
+		l := newTime(t, TimeoutConfig{MaxResponseBytes: 4})
+		rt := Chain(i, l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			return reply(code, "much too large"), nil
+		}))
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrTooLarge)
+		require.ErrorIs(t, err, ErrInDoubt)
+		rec, lookupErr := i.Lookup(t.Context(), "k")
+		require.NoError(t, lookupErr)
+		require.Equal(t, code == 201, rec.Accepted, code)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, code, e.StatusCode)
+	}
+}

@@ -76,3 +76,14 @@ func TestIdempotency_ATooLargeAnswerIsAcceptedOnlyByItsStatus(t *testing.T) {
 		require.Equal(t, code, e.StatusCode)
 	}
 }
+
+// A circuit that nobody has used has no history, whatever was done to all.
+func TestBreaker_ACircuitNobodyUsedHasNoHistory(t *testing.T) {
+	b := newTestBreaker(t, BreakerConfig{Key: byOperation})
+	b.ForceOpen()
+	new := b.Circuit("new")
+	before := new.Stats()
+	_, err := new.Allow() // makes it
+	require.ErrorIs(t, err, ErrOpen)
+	require.LessOrEqual(t, before.Opened, new.Stats().Opened, "totals never go back")
+}

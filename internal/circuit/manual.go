@@ -51,6 +51,13 @@ func (g *Gate) hold(to State, by Result) {
 	}
 }
 
+// forget clears the changes that were counted.
+func (g *Gate) forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.changes = Changes{}
+}
+
 // follow makes a new gate start in the state that another is held in.
 func (g *Gate) follow(other *Gate) {
 	other.mu.Lock()

@@ -113,6 +113,7 @@ func (s *Set) Each(do func(*Gate)) {
 	s.byHand.Lock()
 	defer s.byHand.Unlock()
 	do(s.blank)
+	s.blank.forget() // what is done to all is no history of a circuit that is not there
 	for _, g := range s.All() {
 		do(g)
 	}

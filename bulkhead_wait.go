@@ -231,7 +231,9 @@ func (b *Bulkhead) sit(ctx context.Context, w *waiter, maxWait time.Duration) er
 	case <-b.closing:
 	}
 	if why := or(b.ended(ctx), late); why != admitted {
-		return b.leave(ctx, w, why)
+		if err := b.leave(ctx, w, why); err != nil {
+			return err
+		}
 	}
 	if w.Value.err == nil && w.Value.trip.tooLate(ctx) {
 		return b.leave(ctx, w, shedTimeout)

@@ -87,3 +87,27 @@ func TestBreaker_ACircuitNobodyUsedHasNoHistory(t *testing.T) {
 	require.ErrorIs(t, err, ErrOpen)
 	require.LessOrEqual(t, before.Opened, new.Stats().Opened, "totals never go back")
 }
+
+// A slot that comes with the end of MaxWait is as useless in the last moment of the budget as any other.
+func TestBulkhead_ASlotInTheLastMomentIsNotUsed(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			c := oneSlot()
+			c.MaxWait = time.Second
+			b := newTestBulkhead(t, c)
+			release, err := b.Acquire(t.Context(), PriorityNormal)
+			require.NoError(t, err)
+			time.AfterFunc(time.Second, release)
+			sent := 0
+			rt := Chain(newTime(t, TimeoutConfig{}).Budget(), b).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				sent++
+				return answering(200)(req)
+			}))
+			_, err = fetch(WithBudget(t.Context(), time.Second+5*time.Millisecond), t, rt)
+			require.Error(t, err)
+			require.Zero(t, sent)
+			synctest.Wait()
+			requireIdle(t, b)
+		})
+	}
+}

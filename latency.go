@@ -11,7 +11,7 @@ import (
 type Latency struct {
 	Count         uint64
 	Mean          time.Duration
-	P50, P90, P99 time.Duration // upper bounds of fixed buckets: at most a fifth too high
+	P50, P90, P99 time.Duration // upper bounds of fixed buckets: at most a quarter too high
 	Max           time.Duration
 }
 

@@ -81,11 +81,11 @@ func TestIdempotency_ATooLargeAnswerIsAcceptedOnlyByItsStatus(t *testing.T) {
 func TestBreaker_ACircuitNobodyUsedHasNoHistory(t *testing.T) {
 	b := newTestBreaker(t, BreakerConfig{Key: byOperation})
 	b.ForceOpen()
-	new := b.Circuit("new")
-	before := new.Stats()
-	_, err := new.Allow() // makes it
+	unused := b.Circuit("unused")
+	before := unused.Stats()
+	_, err := unused.Allow() // makes it
 	require.ErrorIs(t, err, ErrOpen)
-	require.LessOrEqual(t, before.Opened, new.Stats().Opened, "totals never go back")
+	require.LessOrEqual(t, before.Opened, unused.Stats().Opened, "totals never go back")
 }
 
 // A slot that comes with the end of MaxWait is as useless in the last moment of the budget as any other.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/answers"
@@ -16,17 +17,32 @@ import (
 // or from a function of the user's.
 
 // callID tells reads apart that must not wait for each other: a critical one not for one in the bulk tier, a patient one
-// not for one with a short limit.
+// not for one with a short limit, and one that wants the whole answer not for one that gets 304 because it has it already.
 type callID struct {
-	priority Priority
-	class    Class
-	limit    time.Duration
+	priority   Priority
+	class      Class
+	limit      time.Duration
+	conditions string
+}
+
+// conditionsOf is what a request makes its answer depend on (RFC 9110 section 13.1). A kept answer, which is whole, suits
+// all of them.
+func conditionsOf(h http.Header) (all string) {
+	if len(h) == 0 {
+		return ""
+	}
+	for _, name := range [...]string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range"} {
+		if values := h[name]; len(values) > 0 {
+			all += name + "\n" + strings.Join(values, "\n") + "\n"
+		}
+	}
+	return all
 }
 
 // ask gets the answer from below, with one call for all who ask the same at the same time. The first leads, in its own
 // goroutine and under its own context. When it ends for a reason of its own, one of those who waited leads next.
 func (f *Fallback) ask(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) (*http.Response, error) {
-	id := callID{priority: t.call.Priority, class: t.call.Class, limit: t.call.Limit}
+	id := callID{t.call.Priority, t.call.Class, t.call.Limit, conditionsOf(req.Header)}
 	for {
 		call, leads := f.store.Join(key, id, t.call.Resource, t)
 		if leads {

@@ -125,10 +125,11 @@ func (f *Fallback) leave(call *answers.Call[callID, *trip], t *trip, a *answers.
 	return f.store.Leave(call, a, now)
 }
 
-// share says what the end of a leader's call means to the others. An error that came as the leader left is the leader's.
+// share says what the end of a leader's call means to the others. An error that came as the leader left, or because the
+// leader had no more time, is the leader's.
 func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers.Answer, err error) (answers.Ending, *answers.Answer, error) {
 	switch {
-	case err != nil && ctx.Err() != nil:
+	case err != nil && (ctx.Err() != nil || outOfOwnTime(err)):
 		return answers.Abandoned, nil, nil
 	case err != nil:
 		return answers.Failed, nil, err
@@ -139,6 +140,17 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 		return answers.Answered, a, nil
 	}
 	return answers.Unshared, nil, nil
+}
+
+// outOfOwnTime reports whether a call failed because its caller could not wait: somebody with more time may get an answer.
+// The context alone does not tell, since an attempt ends with the budget before anybody looks at that, and who is about to
+// run out of time is sent home early.
+func outOfOwnTime(err error) (own bool) {
+	walk(err, func(e error) {
+		ours, _ := e.(*Error) //nolint:errorlint // walk visits every node itself
+		own = own || e == ErrThrottled || ours != nil && (ours.Limit == limitBudget.String() || ours.Limit == "caller")
+	})
+	return own
 }
 
 // alone makes the call for one caller.

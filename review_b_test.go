@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"net/http"
 	"sync"
 	"testing"
@@ -42,4 +43,69 @@ func TestReviewB_A304IsForWhoAskedWithACondition(t *testing.T) {
 		all.Wait()
 		require.Equal(t, 2, asked, "who asks the same still shares a call")
 	})
+}
+
+// A read that shares the call of another is not over because the other had less time.
+func TestReviewB_AFollowerDoesNotRunOutOfTheLeadersTime(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes  time.Duration
+		leader func(context.Context) (context.Context, context.CancelFunc)
+		crowd  func(t *testing.T, s *Stack, rt http.RoundTripper)
+		why    error
+	}{
+		"its budget ends an attempt": {
+			takes: 10 * time.Second,
+			leader: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return WithBudget(ctx, time.Second), func() {}
+			},
+			why: ErrTimeout,
+		},
+		"it has no time left for an attempt": {
+			takes: 995 * time.Millisecond,
+			leader: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, 999*time.Millisecond)
+			},
+			crowd: func(t *testing.T, _ *Stack, rt http.RoundTripper) { // has the one slot
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/other", nil)
+				require.NoError(t, err)
+				go func() { _, _ = rt.RoundTrip(req) }()
+			},
+			why: context.DeadlineExceeded,
+		},
+		"it cannot wait for the gate": {
+			leader: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return WithBudget(ctx, 3*time.Second), func() {}
+			},
+			crowd: func(_ *testing.T, s *Stack, _ http.RoundTripper) {
+				s.Retry.gates.closeFor("GET", 2*time.Second, time.Now(), 0)
+				s.Retry.gates.reserve("GET", time.Now().Add(2*time.Second), 0)
+				time.AfterFunc(time.Second, func() { s.Retry.gates.closeFor("GET", 20*time.Second, time.Now(), 1) })
+			},
+			why: ErrThrottled,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+				s := newStack(t, Config{Timeout: TimeoutConfig{Cooperative: cooperative}, Bulkhead: BulkheadConfig{Total: 1}})
+				rt := s.Wrap(slow(c.takes))
+				if c.crowd != nil {
+					c.crowd(t, s, rt)
+					time.Sleep(time.Millisecond)
+				}
+				var leader sync.WaitGroup
+				leader.Go(func() {
+					ctx, cancel := c.leader(t.Context())
+					defer cancel()
+					_, err := fetch(ctx, t, rt)
+					require.ErrorIs(t, err, c.why)
+				})
+				time.Sleep(time.Millisecond)
+				resp, err := fetch(WithBudget(t.Context(), 50*time.Second), t, rt)
+				require.NoError(t, err)
+				require.Equal(t, 200, resp.StatusCode)
+				leader.Wait()
+				closeStack(t, s)
+			})
+		})
+	}
 }

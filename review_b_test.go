@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"sync"
 	"testing"
@@ -107,5 +108,29 @@ func TestReviewB_AFollowerDoesNotRunOutOfTheLeadersTime(t *testing.T) {
 				closeStack(t, s)
 			})
 		})
+	}
+}
+
+// An answer without a body is over when it is there, though a stream was announced: there is nothing to close, and a slot
+// must not wait for that.
+func TestReviewB_AnnouncedStreamWithoutABodyIsOver(t *testing.T) {
+	for name, none := range map[string]io.ReadCloser{"nil": nil, "NoBody": http.NoBody} {
+		for _, method := range []string{http.MethodHead, http.MethodPost} {
+			t.Run(name+" "+method, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newStack(t, Config{})
+					rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+						return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: none}, nil
+					}))
+					req, err := http.NewRequestWithContext(t.Context(), method, "http://api.test/x", nil)
+					require.NoError(t, err)
+					resp, err := (&http.Client{Transport: rt}).Do(req)
+					require.NoError(t, err)
+					require.Zero(t, s.Stats().Bulkhead.InUse)
+					require.NotPanics(t, func() { _ = resp.Body.Close() })
+					closeStack(t, s)
+				})
+			})
+		}
 	}
 }

@@ -129,7 +129,8 @@ func (w *wire) read(t *trip, resp *http.Response) (*http.Response, error) {
 	if body.InMemory(resp) {
 		return resp, nil
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols || body.IsStream(resp) {
+	empty := resp.Body == nil || resp.Body == http.NoBody // of HEAD, or of a fake: nothing that anybody need close
+	if !empty && (resp.StatusCode == http.StatusSwitchingProtocols || body.IsStream(resp)) {
 		resp.Body = newStream(resp.Body)
 		return resp, nil
 	}

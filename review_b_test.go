@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -132,5 +133,27 @@ func TestReviewB_AnnouncedStreamWithoutABodyIsOver(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// A body that is too large to keep goes out as the caller announced it: many servers take no upload without a length.
+func TestReviewB_ALargeBodyKeepsItsAnnouncedLength(t *testing.T) {
+	for announced, want := range map[int64]int64{16: 16, 0: -1, -1: -1} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newStack(t, Config{Timeout: TimeoutConfig{MaxRequestBytes: 4}})
+			rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				require.Equal(t, want, req.ContentLength)
+				text, err := io.ReadAll(req.Body)
+				require.NoError(t, err)
+				require.Len(t, text, 16)
+				return reply(200, "{}"), nil
+			}))
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api.test/x", strings.NewReader("sixteen letters!"))
+			require.NoError(t, err)
+			req.ContentLength = announced
+			_, err = rt.RoundTrip(req)
+			require.NoError(t, err)
+			closeStack(t, s)
+		})
 	}
 }

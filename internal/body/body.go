@@ -24,6 +24,7 @@ type Payload struct {
 
 	// What did not fit, or could not be read: such a body can be sent once.
 	rest  io.Reader
+	size  int64 // as announced, or -1
 	spent atomic.Bool
 
 	holders atomic.Int32
@@ -37,7 +38,10 @@ func Read(rc io.ReadCloser, size, limit int64) *Payload {
 	if rc == nil || rc == http.NoBody {
 		return nil
 	}
-	p := &Payload{source: rc}
+	p := &Payload{source: rc, size: size}
+	if size <= 0 { // 0 is what a request says that does not know
+		p.size = -1
+	}
 	p.holders.Store(1)
 	data, err := readAll(rc, size, limit)
 	switch {
@@ -106,7 +110,7 @@ func (p *Payload) Open() (rc io.ReadCloser, again func() (io.ReadCloser, error),
 	return struct {
 		io.Reader
 		io.Closer
-	}{io.MultiReader(bytes.NewReader(p.data), p.rest), closer(p.close)}, nil, -1, nil
+	}{io.MultiReader(bytes.NewReader(p.data), p.rest), closer(p.close)}, nil, p.size, nil
 }
 
 // Hold says that somebody else needs the body as well, until they release it.

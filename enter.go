@@ -62,6 +62,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	if err := t.checkKey(); err != nil {
 		return nil, err
 	}
+	if err := t.checkLength(req.ContentLength); err != nil {
+		return nil, err
+	}
 	ended := false
 	defer func() {
 		if !ended { // a panic passes through
@@ -174,6 +177,16 @@ func hasKeyHeader(h http.Header) bool {
 		}
 	}
 	return false
+}
+
+// checkLength refuses a body that is not as long as the caller announced, as net/http's transport does: it may be half of a
+// file, and what is sent is announced anew, so that nobody below would notice.
+func (t *trip) checkLength(announced int64) error {
+	b, whole := t.payload.Bytes()
+	if announced <= 0 || !whole || int64(len(b)) == announced {
+		return nil
+	}
+	return t.refuse("stack", fmt.Errorf("ContentLength is %d, and the body has %d bytes", announced, len(b)))
 }
 
 func (t *trip) checkKey() error {

@@ -157,3 +157,22 @@ func TestReviewB_ALargeBodyKeepsItsAnnouncedLength(t *testing.T) {
 		})
 	}
 }
+
+// A body that is shorter or longer than announced is not sent as if it were whole.
+func TestReviewB_ABodyOfAnotherLengthThanAnnouncedIsRefused(t *testing.T) {
+	for _, announced := range []int64{100, 5} {
+		for _, body := range []io.ReadCloser{nil, io.NopCloser(strings.NewReader("ten letter"))} {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStack(t, Config{})
+				rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "{}"), nil }))
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api.test/x", body)
+				require.NoError(t, err)
+				req.ContentLength = announced
+				_, err = rt.RoundTrip(req)
+				require.Error(t, err, "net/http's transport says so, too")
+				require.True(t, NotSent(err))
+				closeStack(t, s)
+			})
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -175,4 +176,24 @@ func TestReviewB_ABodyOfAnotherLengthThanAnnouncedIsRefused(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A trailer that net/http would send is sent.
+func TestReviewB_TheTrailerOfARequestGoesOut(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body)
+		w.Header().Set("Saw", req.Trailer.Get("Digest"))
+	}))
+	defer server.Close()
+	s := newStack(t, Config{})
+	for _, method := range []string{http.MethodPut, http.MethodPost} {
+		req, err := http.NewRequestWithContext(t.Context(), method, server.URL, io.MultiReader(strings.NewReader("text")))
+		require.NoError(t, err)
+		req.Trailer = http.Header{"Digest": {"abc"}}
+		resp, err := s.Wrap(nil).RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, "abc", resp.Header.Get("Saw"))
+	}
+	closeStack(t, s)
 }

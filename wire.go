@@ -117,6 +117,9 @@ func (s *sighting) load(out *http.Request, payload *body.Payload) error {
 	if err != nil {
 		return err
 	}
+	if len(out.Trailer) > 0 && out.ContentLength <= 0 {
+		size = -1 // whoever gave no length wants the trailer sent, which HTTP/1.1 does only after a body without one
+	}
 	out.Body, out.GetBody, out.ContentLength = reader, again, size
 	if s.once {
 		out.GetBody = s.getBody

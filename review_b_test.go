@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -196,4 +197,40 @@ func TestReviewB_TheTrailerOfARequestGoesOut(t *testing.T) {
 		require.Equal(t, "abc", resp.Header.Get("Saw"))
 	}
 	closeStack(t, s)
+}
+
+// The body of a request that is too large to keep is not closed while its answer streams: a server may answer while it reads.
+func TestReviewB_AnUploadGoesOnWhileItsAnswerStreams(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		s := newStack(t, Config{Timeout: TimeoutConfig{MaxRequestBytes: 4, Cooperative: cooperative}})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			events, answer := io.Pipe()
+			go func() {
+				text, err := io.ReadAll(req.Body)
+				_ = req.Body.Close()
+				_, _ = fmt.Fprint(answer, "data: ", len(text), err)
+				_ = answer.Close()
+			}()
+			resp := reply(200, "", "Content-Type", "text/event-stream")
+			resp.Body = events
+			return resp, nil
+		}))
+		upload, more := io.Pipe()
+		go func() {
+			_, _ = io.WriteString(more, "first")
+			time.Sleep(time.Second)
+			_, _ = io.WriteString(more, "second")
+			_ = more.Close()
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://api.test/x", upload)
+		require.NoError(t, err)
+		resp, err := rt.RoundTrip(req)
+		require.NoError(t, err)
+		text, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, "data: 11 <nil>", string(text))
+		_, err = upload.Read(nil)
+		require.ErrorIs(t, err, io.ErrClosedPipe, "it is closed in the end")
+		closeStack(t, s)
+	})
 }

@@ -69,7 +69,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) { return ent
 // CloseIdleConnections closes those of the transport.
 func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 
-func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (*http.Response, error) {
+func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (resp *http.Response, err error) {
 	defer t.now()
 	seen := &sighting{Context: ctx, wire: w, once: t.call.Effect == EffectOnce}
 	out, payload := req.WithContext(seen), t.payload
@@ -81,11 +81,17 @@ func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (*http.Re
 	}
 	seen.repeats = replayable(req.Method) || hasKeyHeader(out.Header)
 	payload.Hold() // the caller may have left by the time RoundTrip returns
-	defer payload.Release()
+	defer func() {
+		if tl := tailOf(resp, err); tl != nil {
+			tl.after(payload.Release) // the upload may go on while its answer streams
+			return
+		}
+		payload.Release()
+	}()
 	if err := seen.load(out, payload); err != nil {
 		return nil, t.refuse("stack", err)
 	}
-	resp, err := w.base.RoundTrip(out)
+	resp, err = w.base.RoundTrip(out)
 	switch {
 	case err == nil && resp == nil:
 		return nil, errors.New("the transport returned neither a response nor an error")

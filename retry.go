@@ -258,8 +258,11 @@ func (r *Retry) mayRetry(t *trip, ctx context.Context, v judgment, n int, err er
 	if v.after >= 0 {
 		wait = v.after
 	}
+	atGate := false // there is none where too many operations are throttled
 	if v.throttled {
-		wait = r.gates.wait(t.call.Operation, time.Now())
+		if opens, ok := r.gates.wait(t.call.Operation, time.Now()); ok {
+			wait, atGate = opens, true
+		}
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < saturate(wait, useful) {
 		r.gaveUp.Add(1)
@@ -275,8 +278,8 @@ func (r *Retry) mayRetry(t *trip, ctx context.Context, v judgment, n int, err er
 	}
 	r.retries.Add(1)
 	r.events.emit(Event{Kind: EventRetry, Operation: t.call.Operation, Attempt: n + 1, Duration: wait})
-	if v.throttled {
-		wait = 0 // it is waited for at the gate
+	if atGate {
+		wait = 0 // it is waited for there
 	}
 	return wait, err
 }

@@ -88,14 +88,15 @@ func (it *gate) free(now time.Time) time.Time {
 	return start
 }
 
-// wait is how long it is until the next free start, which is not taken.
-func (g *gates) wait(operation string, now time.Time) time.Duration {
+// wait is how long it is until the next free start, which is not taken. ok is false where there is no gate.
+func (g *gates) wait(operation string, now time.Time) (left time.Duration, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if it := g.list[operation]; it != nil {
-		return it.free(now).Sub(now)
+	it := g.list[operation]
+	if it == nil {
+		return 0, false
 	}
-	return 0
+	return it.free(now).Sub(now), true
 }
 
 // leave ends a wait. again: the gate has been closed for longer meanwhile. What those who hung up had taken is free when

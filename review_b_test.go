@@ -234,3 +234,22 @@ func TestReviewB_AnUploadGoesOnWhileItsAnswerStreams(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// An operation for which there is no room for a gate waits as it was told, for itself.
+func TestReviewB_WithoutAGateRetryAfterIsObeyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{})
+		for i := range maxGates {
+			r.gates.closeFor(fmt.Sprint("operation ", i), time.Minute, time.Now(), 0)
+		}
+		began := time.Now()
+		var starts []time.Duration
+		rt := r.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			starts = append(starts, time.Since(began))
+			return reply(429, "", "Retry-After", "5"), nil
+		}))
+		_, err := fetch(WithCall(t.Context(), Call{Operation: "one too many"}), t, rt)
+		require.NoError(t, err)
+		require.Equal(t, []time.Duration{0, 5 * time.Second, 10 * time.Second}, starts)
+	})
+}

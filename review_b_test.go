@@ -253,3 +253,24 @@ func TestReviewB_WithoutAGateRetryAfterIsObeyed(t *testing.T) {
 		require.Equal(t, []time.Duration{0, 5 * time.Second, 10 * time.Second}, starts)
 	})
 }
+
+// Only a success that is too large was accepted; and the caller learns its status.
+func TestReviewB_ATooLargeFailureWasNotAccepted(t *testing.T) {
+	for _, status := range []int{200, 503} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 4}, DLQ: DLQConfig{Off: true}})
+			rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(status, "too much"), nil }))
+			req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://api.test/x", nil)
+			require.NoError(t, err)
+			_, err = rt.RoundTrip(req)
+			var e *Error
+			require.ErrorAs(t, err, &e)
+			require.True(t, InDoubt(err))
+			require.Equal(t, status, e.StatusCode)
+			rec, err := s.Idempotency.Lookup(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, status == 200, rec.Accepted)
+			closeStack(t, s)
+		})
+	}
+}

@@ -274,3 +274,35 @@ func TestReviewB_ATooLargeFailureWasNotAccepted(t *testing.T) {
 		})
 	}
 }
+
+// headerReconciler puts the key into a header, and makes the header where there is none.
+type headerReconciler struct{}
+
+func (headerReconciler) Mark(req *http.Request, key string) error {
+	if req.Header == nil {
+		req.Header = http.Header{}
+	}
+	req.Header.Set("X-Key", key)
+	return nil
+}
+
+func (headerReconciler) Find(context.Context, Record) (Evidence, error) { return Evidence{}, nil }
+
+// A request may come without any header, and Mark may set the first.
+func TestReviewB_MarkSetsTheFirstHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Reconcile: headerReconciler{}}})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			return reply(200, req.Header.Get("X-Key")), nil
+		}))
+		req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://api.test/x", nil)
+		require.NoError(t, err)
+		req.Header = nil
+		resp, err := rt.RoundTrip(req)
+		require.NoError(t, err)
+		text, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, "k", string(text))
+		closeStack(t, s)
+	})
+}

@@ -133,7 +133,9 @@ func (m *marked) apply(out *http.Request) {
 	if m.header == nil {
 		return
 	}
-	out.Header = out.Header.Clone()
+	if out.Header = out.Header.Clone(); out.Header == nil {
+		out.Header = http.Header{}
+	}
 	for name, values := range m.header {
 		if len(values) == 0 {
 			delete(out.Header, name)

@@ -226,6 +226,9 @@ func fingerprint(t *trip, req *http.Request) string {
 	if !whole {
 		b = appendPart(b, uuid.NewString()) // what is not at hand cannot be compared: it is like no other
 	}
+	if req.Host != "" && req.Host != req.URL.Host { // behind one address there may be many
+		b = appendPart(b, req.Host)
+	}
 	sum := sha256.Sum256(b)
 	return "f1:" + hex.EncodeToString(sum[:])
 }

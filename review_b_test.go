@@ -306,3 +306,23 @@ func TestReviewB_MarkSetsTheFirstHeader(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// A request to another host behind the same address is another request.
+func TestReviewB_AKeyIsReusedForAnotherHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) { return reply(200, req.Host), nil }))
+		send := func(host string) error {
+			req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://gateway.test/x", nil)
+			require.NoError(t, err)
+			req.Host = host
+			_, err = rt.RoundTrip(req)
+			return err
+		}
+		require.NoError(t, send("a.test"))
+		require.NoError(t, send("a.test"))
+		require.ErrorIs(t, send("b.test"), ErrKeyReused)
+		require.ErrorIs(t, send(""), ErrKeyReused)
+		closeStack(t, s)
+	})
+}

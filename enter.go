@@ -29,9 +29,13 @@ func (e entry) epoch() time.Time {
 func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	ctx := req.Context()
 	outer := tripOf(ctx)
-	if outer != nil && e.stack == nil && passing(ctx, req) {
-		outer.waited() // nobody knows for what the transport between took its time
-		return l.travel(ctx, outer, req)
+	if e.maxBody == 0 {
+		e.maxBody = defaultMaxRequestBytes
+	}
+	if outer != nil && e.stack == nil {
+		if s := passing(ctx, req); s != nil {
+			return s.pass(ctx, outer, req, l, e.maxBody)
+		}
 	}
 	t := &trip{stack: e.stack, outer: outer, road: l}
 	t.clock.epoch = e.epoch()
@@ -42,9 +46,6 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	if err := t.describe(ctx, req, e.describe); err != nil {
 		closeBody(req)
 		return nil, err
-	}
-	if e.maxBody == 0 {
-		e.maxBody = defaultMaxRequestBytes
 	}
 	t.payload = body.Read(req.Body, req.ContentLength, e.maxBody)
 	defer t.payload.Release()

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,9 +21,9 @@ func TestReviewB_A304IsForWhoAskedWithACondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, err := NewFallback(FallbackConfig{})
 		require.NoError(t, err)
-		asked := 0
+		var asked atomic.Int64
 		rt := f.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-			asked++
+			asked.Add(1)
 			time.Sleep(time.Second)
 			if req.Header.Get("If-None-Match") != "" {
 				return reply(304, ""), nil
@@ -45,7 +46,7 @@ func TestReviewB_A304IsForWhoAskedWithACondition(t *testing.T) {
 		all.Go(func() { read(304, `"1"`) })
 		all.Go(func() { read(200, "") })
 		all.Wait()
-		require.Equal(t, 2, asked, "who asks the same still shares a call")
+		require.EqualValues(t, 2, asked.Load(), "who asks the same still shares a call")
 	})
 }
 
@@ -325,4 +326,59 @@ func TestReviewB_AKeyIsReusedForAnotherHost(t *testing.T) {
 		require.ErrorIs(t, send(""), ErrKeyReused)
 		closeStack(t, s)
 	})
+}
+
+// A piece of the user's between two layers may change the body of a request, and may hand on one that is too large to keep.
+func TestReviewB_APieceOfTheUsersHandsItsOwnBodyOn(t *testing.T) {
+	upper := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			text, err := io.ReadAll(req.Body)
+			if err != nil {
+				return nil, err
+			}
+			_ = req.Body.Close()
+			out := req.Clone(req.Context())
+			out.Body = io.NopCloser(strings.NewReader(strings.ToUpper(string(text))))
+			return next.RoundTrip(out)
+		})
+	})
+	asItIs := LayerFunc(func(next http.RoundTripper) http.RoundTripper { return RoundTripFunc(next.RoundTrip) })
+	twice := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			_, _ = next.RoundTrip(req)
+			return next.RoundTrip(req)
+		})
+	})
+	for name, c := range map[string]struct {
+		piece Layer
+		limit int64
+		want  []string
+		fails bool
+	}{
+		"changed":                {piece: upper, limit: 100, want: []string{"TEXT"}},
+		"changed, large":         {piece: upper, limit: 2, want: []string{"TEXT"}},
+		"as it is":               {piece: asItIs, limit: 100, want: []string{"text"}},
+		"as it is, large":        {piece: asItIs, limit: 2, want: []string{"text"}},
+		"as it is, twice":        {piece: twice, limit: 100, want: []string{"text", "text"}},
+		"as it is, large, twice": {piece: twice, limit: 2, want: []string{"text"}, fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				to := newTime(t, TimeoutConfig{MaxRequestBytes: c.limit})
+				var got []string
+				rt := Chain(to.Budget(), c.piece, to.Attempt()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					text, err := io.ReadAll(req.Body)
+					require.NoError(t, err)
+					got = append(got, string(text))
+					return reply(200, "{}"), nil
+				}))
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://api.test/x", strings.NewReader("text"))
+				require.NoError(t, err)
+				_, err = rt.RoundTrip(req)
+				require.Equal(t, c.fails, err != nil, "%v", err)
+				require.False(t, NotSent(err), "it was sent once")
+				require.Equal(t, c.want, got)
+			})
+		})
+	}
 }

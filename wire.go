@@ -179,7 +179,8 @@ type sighting struct {
 	wire    *wire
 	out     *http.Request
 	once    bool
-	repeats bool // net/http's transport repeats it by itself after a connection broke, see isReplayable there
+	passed  atomic.Bool // a body that can be sent once was handed on to a layer below
+	repeats bool        // net/http's transport repeats it by itself after a connection broke, see isReplayable there
 
 	hooks atomic.Pointer[hooks] // nil: nobody has asked
 
@@ -270,11 +271,43 @@ func (h *hooks) watchDialers() {
 
 type sightingKey struct{}
 
-// passing reports whether req is the one that a wire of ours sent out and a layer below it meets again behind a foreign
-// transport, rather than another that somebody makes while serving that.
-func passing(ctx context.Context, req *http.Request) bool {
+// passing is what a wire of ours knows of req, if that is the one it sent out and a layer below it meets again behind a
+// foreign transport, rather than another that somebody makes while serving that; else nil.
+func passing(ctx context.Context, req *http.Request) *sighting {
 	s, ok := ctx.Value(sightingKey{}).(*sighting)
-	return ok && s.out.Method == req.Method && (s.out.URL == req.URL || s.out.URL.String() == req.URL.String())
+	if ok && s.out.Method == req.Method && (s.out.URL == req.URL || s.out.URL.String() == req.URL.String()) {
+		return s
+	}
+	return nil
+}
+
+// pass takes a request on behind a foreign transport.
+func (s *sighting) pass(ctx context.Context, t *trip, req *http.Request, l leg, maxBody int64) (*http.Response, error) {
+	t.waited() // nobody knows for what the transport between took its time
+	t, err := s.behind(t, req, maxBody)
+	if err != nil {
+		return nil, err
+	}
+	defer t.payload.Release()
+	return l.travel(ctx, t, req)
+}
+
+// behind is the trip of a call behind a foreign transport, which may have given the request another body. Whoever calls
+// this releases the body.
+func (s *sighting) behind(t *trip, req *http.Request, limit int64) (*trip, error) {
+	_, whole := t.payload.Bytes()
+	same := req.Body == s.out.Body
+	if whole && same {
+		t.payload.Hold()
+		return t, nil
+	}
+	if same && s.passed.Swap(true) {
+		return nil, t.fail("stack", body.ErrSpent) // which proves nothing about the first send
+	}
+	own := t.copy()
+	own.outer, own.flight, own.marked = t, t.flight, nil // it is marked already
+	own.payload = body.Read(req.Body, req.ContentLength, limit)
+	return own, nil
 }
 
 func (h *hooks) getConn(string) {

@@ -107,7 +107,7 @@ func (p *Payload) Open() (rc io.ReadCloser, again func() (io.ReadCloser, error),
 	if p.spent.Swap(true) {
 		return nil, nil, 0, ErrSpent
 	}
-	return struct {
+	return &struct { // which can be compared
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(p.data), p.rest), closer(p.close)}, nil, p.size, nil

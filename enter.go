@@ -15,6 +15,7 @@ type entry struct {
 	stack    *Stack
 	describe func(*http.Request) Call
 	maxBody  int64
+	budget   func(*Call) time.Duration // nil: none
 }
 
 func (e entry) epoch() time.Time {
@@ -47,12 +48,15 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 		closeBody(req)
 		return nil, err
 	}
-	t.payload = body.Read(req.Body, req.ContentLength, e.maxBody)
-	defer t.payload.Release()
-
 	ctx, stop := watchCancel(ctx, req)
 	over := stop // when the exchange is over, which for a stream is later
 	defer func() { over() }()
+	call := t.begin(ctx)
+	if err := t.takeBody(call, req, e); err != nil {
+		call.end(finished)
+		return nil, err
+	}
+	defer t.payload.Release()
 	inner := req
 	if hasKeyHeader(req.Header) {
 		inner = withoutKeyHeaders(req)
@@ -72,8 +76,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 			t.ctx.end(finished)
 		}
 	}()
-	resp, err := l.travel(t.begin(ctx), t, inner)
+	resp, err := l.travel(call, t, inner)
 	ended = true
+	call.unlimit() // see takeBody
 	if t.finish(resp, err, stop) {
 		over = func() {}
 	}
@@ -81,6 +86,43 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 		resp.Request = req
 	}
 	return resp, err
+}
+
+// takeBody reads the body of a request. One that may have to be waited for, a pipe or what another server answers, holds its
+// caller no longer than their time lasts; the wait is part of the budget.
+func (t *trip) takeBody(call *callContext, req *http.Request, e entry) error {
+	if req.Body == nil || req.Body == http.NoBody || req.GetBody != nil { // what can be had again is in memory
+		t.payload = body.Read(req.Body, req.ContentLength, e.maxBody)
+		return nil
+	}
+	if e.budget != nil {
+		if total := e.budget(&t.call); total >= 0 {
+			call.limit(t.now(), total)
+		}
+	}
+	defer t.waited()
+	var payload *body.Payload
+	read := make(chan result, 1)
+	go capture(func() (*http.Response, error) {
+		payload = body.Read(req.Body, req.ContentLength, e.maxBody)
+		return nil, nil //nolint:nilnil // only how it ended counts
+	}, func(r result) { read <- r })
+	select {
+	case r := <-read:
+		if r.panicked || r.exited {
+			closeBody(req)
+		}
+		_, err := r.deliver()
+		t.payload = payload
+		return err
+	case <-call.Done():
+		go func() {
+			closeBody(req) // which ends most reads
+			<-read
+			payload.Release()
+		}()
+		return t.gone(call, "stack")
+	}
 }
 
 // begin makes the call's context out of the caller's.

@@ -382,3 +382,85 @@ func TestReviewB_APieceOfTheUsersHandsItsOwnBodyOn(t *testing.T) {
 		})
 	}
 }
+
+// A body that does not come holds its caller no longer than their time lasts.
+func TestReviewB_ABodyThatDoesNotComeHoldsNobody(t *testing.T) {
+	for name, c := range map[string]struct {
+		client http.Client
+		limit  func(context.Context) (context.Context, context.CancelFunc)
+		why    error
+	}{
+		"budget": {why: ErrTimeout, limit: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return WithBudget(ctx, time.Second), func() {}
+		}},
+		"deadline": {why: context.DeadlineExceeded, limit: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, time.Second)
+		}},
+		"cancel": {why: context.Canceled, limit: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(ctx)
+			time.AfterFunc(time.Second, cancel)
+			return ctx, cancel
+		}},
+		"client": {why: context.DeadlineExceeded, client: http.Client{Timeout: time.Second}, limit: context.WithCancel},
+	} {
+		for _, method := range []string{http.MethodPost, http.MethodPut} {
+			t.Run(name+" "+method, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newStack(t, Config{})
+					c.client.Transport = s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(200, "{}"), nil }))
+					ctx, cancel := c.limit(t.Context())
+					defer cancel()
+					body, _ := io.Pipe()
+					req, err := http.NewRequestWithContext(ctx, method, "http://api.test/x", body)
+					require.NoError(t, err)
+					began := time.Now()
+					_, err = c.client.Do(req)
+					require.ErrorIs(t, err, c.why)
+					if name != "client" { // which erases it, if it is late
+						require.True(t, NotSent(err))
+					}
+					require.LessOrEqual(t, time.Since(began), time.Second)
+					synctest.Wait()
+					_, err = body.Read(nil)
+					require.ErrorIs(t, err, io.ErrClosedPipe)
+					closeStack(t, s)
+				})
+			})
+		}
+	}
+}
+
+// The time that a body took is part of the budget, which is over when the answer is there.
+func TestReviewB_ABodyThatComesSlowlyTakesFromTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{})
+		events, more := io.Pipe()
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if req.Header.Get("Slow") != "" {
+				return slow(time.Hour)(req)
+			}
+			resp := reply(200, "", "Content-Type", "text/event-stream")
+			resp.Body = events
+			return resp, nil
+		}))
+		send := func(slowly string) (*http.Response, error) {
+			body, w := io.Pipe()
+			time.AfterFunc(2*time.Second, func() { _, _ = io.WriteString(w, "text"); _ = w.Close() })
+			req, err := http.NewRequestWithContext(WithBudget(t.Context(), 3*time.Second), http.MethodPut, "http://api.test/x", body)
+			require.NoError(t, err)
+			req.Header.Set("Slow", slowly)
+			return rt.RoundTrip(req)
+		}
+		began := time.Now()
+		_, err := send("yes")
+		require.ErrorIs(t, err, ErrTimeout)
+		require.Equal(t, 3*time.Second, time.Since(began))
+		resp, err := send("")
+		require.NoError(t, err)
+		time.AfterFunc(time.Minute, func() { _, _ = io.WriteString(more, "data: late"); _ = more.Close() })
+		text, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, "data: late", string(text))
+		closeStack(t, s)
+	})
+}

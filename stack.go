@@ -198,7 +198,7 @@ func (s *Stack) admit(req *http.Request, top leg) (*http.Response, error) {
 	defer s.calls.end()
 	e := entry{stack: s, describe: s.describe}
 	if s.Timeout != nil {
-		e.maxBody = s.Timeout.cfg.MaxRequestBytes
+		e.maxBody, e.budget = s.Timeout.cfg.MaxRequestBytes, s.Timeout.budgetOf
 	}
 	return enter(req, top, e)
 }

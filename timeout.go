@@ -112,7 +112,7 @@ func (l *Timeout) Budget() Layer {
 			return next
 		}
 		d := newDoor(next, l.budget)
-		d.entry.maxBody = l.cfg.MaxRequestBytes
+		d.entry.maxBody, d.entry.budget = l.cfg.MaxRequestBytes, l.budgetOf
 		return d
 	})
 }

@@ -241,7 +241,7 @@ func resultOf(ctx context.Context, resp *http.Response, err error) circuit.Resul
 	case isRefusal(err), ctx.Err() != nil && !outOfBudget(ctx):
 		return circuit.Result{Outcome: circuit.Ignored}
 	case errors.Is(err, ErrTooLarge), answered(err): // the server is there; its status says how well
-		return resultOfStatus(codeIn(err))
+		return resultOfStatus(statusOf(err))
 	}
 	return circuit.Result{Outcome: circuit.Failure, Cause: failureCause(err)}
 }

@@ -52,8 +52,13 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	over := stop // when the exchange is over, which for a stream is later
 	defer func() { over() }()
 	call := t.begin(ctx)
+	ended := false
+	defer func() {
+		if !ended { // a refusal, or a panic that passes through
+			call.end(finished)
+		}
+	}()
 	if err := t.takeBody(call, req, e); err != nil {
-		call.end(finished)
 		return nil, err
 	}
 	defer t.payload.Release()
@@ -70,12 +75,6 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	if err := t.checkLength(req.ContentLength); err != nil {
 		return nil, err
 	}
-	ended := false
-	defer func() {
-		if !ended { // a panic passes through
-			t.ctx.end(finished)
-		}
-	}()
 	resp, err := l.travel(call, t, inner)
 	ended = true
 	call.unlimit() // see takeBody

@@ -205,7 +205,7 @@ func classifyError(err error) answerReceipt {
 	case errors.As(err, &cut):
 		a.status, a.cause, a.accepted = cut.status, "truncated", isSuccess(cut.status)
 	case errors.Is(err, ErrTooLarge):
-		a.status, a.cause = codeIn(err), "too_large"
+		a.status, a.cause = statusOf(err), "too_large"
 		a.accepted = isSuccess(a.status)
 	case errors.Is(err, context.DeadlineExceeded):
 		a.cause = "timeout"

@@ -379,15 +379,6 @@ type notSentError struct{ err error }
 func (e *notSentError) Error() string { return e.err.Error() }
 func (e *notSentError) Unwrap() error { return e.err }
 
-// codeIn is the status that an error came with, 0 for none.
-func codeIn(err error) int {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.StatusCode
-	}
-	return 0
-}
-
 // MarkNotSent is for transports, and functions run by [Do], that know that their error left the world unchanged: not one
 // byte of the request was written. Such a call may be made again, whatever its effect. MarkNotSent(nil) is nil.
 func MarkNotSent(err error) error {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,7 +18,7 @@ import (
 )
 
 // Who asks without a condition is not given the 304 of somebody who has the answer already.
-func TestReviewB_A304IsForWhoAskedWithACondition(t *testing.T) {
+func TestCorner_A304IsForWhoAskedWithACondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, err := NewFallback(FallbackConfig{})
 		require.NoError(t, err)
@@ -51,7 +52,7 @@ func TestReviewB_A304IsForWhoAskedWithACondition(t *testing.T) {
 }
 
 // A read that shares the call of another is not over because the other had less time.
-func TestReviewB_AFollowerDoesNotRunOutOfTheLeadersTime(t *testing.T) {
+func TestCorner_AFollowerDoesNotRunOutOfTheLeadersTime(t *testing.T) {
 	for name, c := range map[string]struct {
 		takes  time.Duration
 		leader func(context.Context) (context.Context, context.CancelFunc)
@@ -117,7 +118,7 @@ func TestReviewB_AFollowerDoesNotRunOutOfTheLeadersTime(t *testing.T) {
 
 // An answer without a body is over when it is there, though a stream was announced: there is nothing to close, and a slot
 // must not wait for that.
-func TestReviewB_AnnouncedStreamWithoutABodyIsOver(t *testing.T) {
+func TestCorner_AnnouncedStreamWithoutABodyIsOver(t *testing.T) {
 	for name, none := range map[string]io.ReadCloser{"nil": nil, "NoBody": http.NoBody} {
 		for _, method := range []string{http.MethodHead, http.MethodPost} {
 			t.Run(name+" "+method, func(t *testing.T) {
@@ -140,7 +141,7 @@ func TestReviewB_AnnouncedStreamWithoutABodyIsOver(t *testing.T) {
 }
 
 // A body that is too large to keep goes out as the caller announced it: many servers take no upload without a length.
-func TestReviewB_ALargeBodyKeepsItsAnnouncedLength(t *testing.T) {
+func TestCorner_ALargeBodyKeepsItsAnnouncedLength(t *testing.T) {
 	for announced, want := range map[int64]int64{16: 16, 0: -1, -1: -1} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStack(t, Config{Timeout: TimeoutConfig{MaxRequestBytes: 4}})
@@ -162,7 +163,7 @@ func TestReviewB_ALargeBodyKeepsItsAnnouncedLength(t *testing.T) {
 }
 
 // A body that is shorter or longer than announced is not sent as if it were whole.
-func TestReviewB_ABodyOfAnotherLengthThanAnnouncedIsRefused(t *testing.T) {
+func TestCorner_ABodyOfAnotherLengthThanAnnouncedIsRefused(t *testing.T) {
 	for _, announced := range []int64{100, 5} {
 		for _, body := range []io.ReadCloser{nil, io.NopCloser(strings.NewReader("ten letter"))} {
 			synctest.Test(t, func(t *testing.T) {
@@ -181,7 +182,7 @@ func TestReviewB_ABodyOfAnotherLengthThanAnnouncedIsRefused(t *testing.T) {
 }
 
 // A trailer that net/http would send is sent.
-func TestReviewB_TheTrailerOfARequestGoesOut(t *testing.T) {
+func TestCorner_TheTrailerOfARequestGoesOut(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, req.Body)
 		w.Header().Set("Saw", req.Trailer.Get("Digest"))
@@ -201,7 +202,7 @@ func TestReviewB_TheTrailerOfARequestGoesOut(t *testing.T) {
 }
 
 // The body of a request that is too large to keep is not closed while its answer streams: a server may answer while it reads.
-func TestReviewB_AnUploadGoesOnWhileItsAnswerStreams(t *testing.T) {
+func TestCorner_AnUploadGoesOnWhileItsAnswerStreams(t *testing.T) {
 	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
 		s := newStack(t, Config{Timeout: TimeoutConfig{MaxRequestBytes: 4, Cooperative: cooperative}})
 		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
@@ -237,7 +238,7 @@ func TestReviewB_AnUploadGoesOnWhileItsAnswerStreams(t *testing.T) {
 }
 
 // An operation for which there is no room for a gate waits as it was told, for itself.
-func TestReviewB_WithoutAGateRetryAfterIsObeyed(t *testing.T) {
+func TestCorner_WithoutAGateRetryAfterIsObeyed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{})
 		for i := range maxGates {
@@ -255,27 +256,6 @@ func TestReviewB_WithoutAGateRetryAfterIsObeyed(t *testing.T) {
 	})
 }
 
-// Only a success that is too large was accepted; and the caller learns its status.
-func TestReviewB_ATooLargeFailureWasNotAccepted(t *testing.T) {
-	for _, status := range []int{200, 503} {
-		synctest.Test(t, func(t *testing.T) {
-			s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 4}, DLQ: DLQConfig{Off: true}})
-			rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return reply(status, "too much"), nil }))
-			req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://api.test/x", nil)
-			require.NoError(t, err)
-			_, err = rt.RoundTrip(req)
-			var e *Error
-			require.ErrorAs(t, err, &e)
-			require.True(t, InDoubt(err))
-			require.Equal(t, status, e.StatusCode)
-			rec, err := s.Idempotency.Lookup(t.Context(), "k")
-			require.NoError(t, err)
-			require.Equal(t, status == 200, rec.Accepted)
-			closeStack(t, s)
-		})
-	}
-}
-
 // headerReconciler puts the key into a header, and makes the header where there is none.
 type headerReconciler struct{}
 
@@ -290,7 +270,7 @@ func (headerReconciler) Mark(req *http.Request, key string) error {
 func (headerReconciler) Find(context.Context, Record) (Evidence, error) { return Evidence{}, nil }
 
 // A request may come without any header, and Mark may set the first.
-func TestReviewB_MarkSetsTheFirstHeader(t *testing.T) {
+func TestCorner_MarkSetsTheFirstHeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Idempotency: IdempotencyConfig{Reconcile: headerReconciler{}}})
 		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
@@ -309,7 +289,7 @@ func TestReviewB_MarkSetsTheFirstHeader(t *testing.T) {
 }
 
 // A request to another host behind the same address is another request.
-func TestReviewB_AKeyIsReusedForAnotherHost(t *testing.T) {
+func TestCorner_AKeyIsReusedForAnotherHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{})
 		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) { return reply(200, req.Host), nil }))
@@ -329,7 +309,7 @@ func TestReviewB_AKeyIsReusedForAnotherHost(t *testing.T) {
 }
 
 // A piece of the user's between two layers may change the body of a request, and may hand on one that is too large to keep.
-func TestReviewB_APieceOfTheUsersHandsItsOwnBodyOn(t *testing.T) {
+func TestCorner_APieceOfTheUsersHandsItsOwnBodyOn(t *testing.T) {
 	upper := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 			text, err := io.ReadAll(req.Body)
@@ -384,7 +364,7 @@ func TestReviewB_APieceOfTheUsersHandsItsOwnBodyOn(t *testing.T) {
 }
 
 // A body that does not come holds its caller no longer than their time lasts.
-func TestReviewB_ABodyThatDoesNotComeHoldsNobody(t *testing.T) {
+func TestCorner_ABodyThatDoesNotComeHoldsNobody(t *testing.T) {
 	for name, c := range map[string]struct {
 		client http.Client
 		limit  func(context.Context) (context.Context, context.CancelFunc)
@@ -431,7 +411,7 @@ func TestReviewB_ABodyThatDoesNotComeHoldsNobody(t *testing.T) {
 }
 
 // The time that a body took is part of the budget, which is over when the answer is there.
-func TestReviewB_ABodyThatComesSlowlyTakesFromTheBudget(t *testing.T) {
+func TestCorner_ABodyThatComesSlowlyTakesFromTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{})
 		events, more := io.Pipe()
@@ -464,3 +444,36 @@ func TestReviewB_ABodyThatComesSlowlyTakesFromTheBudget(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// A body whose Read panics or exits ends its caller's goroutine the same way, and nothing is sent.
+func TestCorner_ABodyThatPanicsIsTheCallers(t *testing.T) {
+	for name, read := range map[string]func(){"panic": func() { panic("broken body") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStack(t, Config{})
+				rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+					t.Error("it was sent")
+					return reply(200, "{}"), nil
+				}))
+				body := &endingBody{read: read}
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api.test/x", body)
+				require.NoError(t, err)
+				var r result
+				over := make(chan struct{})
+				go capture(func() (*http.Response, error) { return rt.RoundTrip(req) }, func(end result) { r = end; close(over) })
+				<-over
+				require.Equal(t, name, r.cause())
+				require.True(t, body.closed)
+				closeStack(t, s)
+			})
+		})
+	}
+}
+
+type endingBody struct {
+	read   func()
+	closed bool
+}
+
+func (b *endingBody) Read([]byte) (int, error) { b.read(); return 0, io.EOF }
+func (b *endingBody) Close() error             { b.closed = true; return nil }

@@ -276,7 +276,7 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	if t.letter != "" {
 		return next.travel(ctx, t, req)
 	}
-	held, err := d.takeOver(ctx, t)
+	held, err := d.takeOver(ctx, t, req)
 	if err != nil {
 		return nil, err
 	}
@@ -324,9 +324,9 @@ type holding struct {
 }
 
 // takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
-func (d *DLQ) takeOver(ctx context.Context, t *trip) (holding, error) {
+func (d *DLQ) takeOver(ctx context.Context, t *trip, req *http.Request) (holding, error) {
 	for t.key != "" {
-		held, coming, err := d.tryTakeOver(t)
+		held, coming, err := d.tryTakeOver(t, req)
 		if coming == nil {
 			return held, err
 		}
@@ -339,7 +339,7 @@ func (d *DLQ) takeOver(ctx context.Context, t *trip) (holding, error) {
 	return holding{}, nil
 }
 
-func (d *DLQ) tryTakeOver(t *trip) (held holding, coming <-chan struct{}, err error) {
+func (d *DLQ) tryTakeOver(t *trip, req *http.Request) (held holding, coming <-chan struct{}, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.box.ofKey(t.key)
@@ -348,6 +348,8 @@ func (d *DLQ) tryTakeOver(t *trip) (held holding, coming <-chan struct{}, err er
 		return holding{}, nil, nil
 	case s.arrival != nil:
 		return holding{}, s.arrival.over, nil
+	case !s.letter.sameWrite(writeOf(t, req)): // its outcome would be taken for that of another write
+		return holding{}, nil, t.refuse("dlq", ErrKeyReused)
 	case s.letter.InDoubt && !resends(t):
 		// Nobody above knows what the letter knows: there is no layer for keys, or its store has forgotten.
 		return holding{}, nil, d.parkedError(t, s.letter, ErrInDoubt)
@@ -419,7 +421,11 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 	case a.err == nil:
 		return a.resp, nil // a settled outcome is a response; that no letter was made is counted and reported
 	}
-	e := t.fail("dlq", errors.Join(a.err, ErrLettersFull))
+	why := ErrLettersFull
+	if errors.Is(err, ErrKeyReused) {
+		why = ErrKeyReused
+	}
+	e := t.fail("dlq", errors.Join(a.err, why))
 	e.Key, e.StatusCode = t.key, f.status
 	return nil, e
 }
@@ -429,10 +435,14 @@ func (d *DLQ) admitFor(ctx context.Context, l Letter, road leg, decided func(str
 	id := ""
 	defer func() { decided(id) }() // a Spill of the user's may panic
 	kept, err = d.admit(ctx, l, road, d.cfg.Overflow == OverflowBlock)
-	if err == nil {
-		id = kept.ID
+	switch {
+	case err != nil:
+		return nil, err
+	case !kept.sameWrite(l, true): // it came while the call was under way, and does not do what the call wants
+		return nil, ErrKeyReused
 	}
-	return kept, err
+	id = kept.ID
+	return kept, nil
 }
 
 func (d *DLQ) refusal(t *trip, l *Letter, f failure) *Error {
@@ -486,25 +496,32 @@ func isWork(req *http.Request) bool { return req.URL == nil || req.URL.Scheme ==
 
 // letterOf makes the letter of a failed call; ok is false when its body is not at hand.
 func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time) (l Letter, ok bool) {
-	data, whole := t.payload.Bytes()
+	l, whole := writeOf(t, req)
 	if !whole {
 		return l, false
 	}
-	l = Letter{
-		Operation: t.call.Operation, Key: t.key, Named: t.named, Call: t.call, NotAfter: t.expiry(), First: started,
-		InDoubt: f.doubt, Body: data,
-	}
+	l.Key, l.Named, l.Call, l.NotAfter, l.First, l.InDoubt = t.key, t.named, t.call, t.expiry(), started, f.doubt
 	l.Call.Params, l.Call.Budget = nil, 0
 	l.note(f.attempt(time.Now()))
 	l.Next = l.Last.Add(max(d.backoff(0), f.after))
 	if isWork(req) {
-		return l, len(data) > 0 || t.call.Params == nil || d.encodeParams(&l, t.call.Params)
+		return l, len(l.Body) > 0 || t.call.Params == nil || d.encodeParams(&l, t.call.Params)
+	}
+	return l, true
+}
+
+// writeOf is what a call asks for, as its letter holds it; whole is false when its body is not at hand.
+func writeOf(t *trip, req *http.Request) (l Letter, whole bool) {
+	l.Operation = t.call.Operation
+	l.Body, whole = t.payload.Bytes()
+	if isWork(req) {
+		return l, whole
 	}
 	l.Method, l.URL, l.Header = methodOf(req), req.URL.String(), req.Header
 	if req.Host != req.URL.Host {
 		l.Host = req.Host
 	}
-	return l, true
+	return l, whole
 }
 
 func (d *DLQ) encodeParams(l *Letter, params any) bool {

@@ -366,7 +366,7 @@ func TestD08_ACallMeetsARedriveUnderWay(t *testing.T) {
 		result := make(chan RedriveResult)
 		go func() { result <- d.Redrive(t.Context()) }()
 		synctest.Wait()
-		_, err := dlqCall(t.Context(), rt, http.MethodPost, "k")
+		_, err := dlqCall(WithCall(t.Context(), Call{Operation: "op"}), rt, http.MethodPost, "k")
 		require.ErrorIs(t, err, ErrParked)
 		var e *Error
 		require.ErrorAs(t, err, &e)

@@ -293,7 +293,7 @@ func TestDLQStore_EveryChangeIsWrittenAndTheLastStateWins(t *testing.T) {
 		}
 		same()
 		w.set(dlqStatus(503))
-		_, err := dlqCall(WithCall(t.Context(), Call{Effect: EffectIdempotent}), rt, http.MethodPut, "k")
+		_, err := dlqCall(WithCall(t.Context(), Call{Operation: "op", Effect: EffectIdempotent}), rt, http.MethodPost, "k")
 		require.ErrorIs(t, err, ErrParked)
 		require.Equal(t, 503, s.get(id).StatusCode, "the caller is told when it is written")
 		time.Sleep(time.Minute)

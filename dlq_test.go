@@ -407,7 +407,7 @@ func TestD09_ACallRevivesALetterThatWasGivenUp(t *testing.T) {
 	d.mu.Lock()
 	d.park(d.box.byID[id], "attempts", func(l *Letter) { l.Attempts = 5 })
 	d.mu.Unlock()
-	_, err := dlqCall(t.Context(), rt, http.MethodPost, "k")
+	_, err := dlqCall(WithCall(t.Context(), Call{Operation: "op"}), rt, http.MethodPost, "k")
 	require.ErrorIs(t, err, ErrParked)
 	l := dlqOnly(t, d)
 	require.Equal(t, []any{id, LetterWaiting, "", 1}, []any{l.ID, l.State(), l.ParkedReason, l.Attempts})

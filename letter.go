@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"github.com/retell-resilience/resilience/internal/canonical"
 )
 
 // A Letter is a write that failed and that the dead-letter queue now owns. It holds all that is needed to send the request
@@ -212,6 +214,26 @@ func (l *Letter) strip() {
 		u.User = nil
 		l.URL = u.String()
 	}
+}
+
+// sameWrite reports whether the letter does what another one asks for; of a redacted letter nobody can say. Headers do not
+// count, nor the order of members in JSON. whole: the other's body is at hand.
+func (l *Letter) sameWrite(other Letter, whole bool) bool {
+	if l.Redacted || other.Redacted {
+		return true
+	}
+	other.Header = nil
+	other.strip() // as l is
+	return whole && l.Operation == other.Operation && l.Method == other.Method && l.URL == other.URL && sameBody(l.Body, other.Body)
+}
+
+func sameBody(a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	x, errX := canonical.JSON(a)
+	y, errY := canonical.JSON(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 // clearedBy reports whether the news end a doubt of the letter.

@@ -1,0 +1,144 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const correctedBody = `{"from_number":"+15550009999","to_number":"+15550003333"}`
+
+// another request under the key of a waiting letter.
+func TestReviewC_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
+	t.Run("fails", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var sent []string
+			down := true
+			s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+			rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				b, _ := io.ReadAll(req.Body)
+				if down {
+					return nil, MarkNotSent(io.EOF)
+				}
+				sent = append(sent, string(b))
+				return reply(201, "{}"), nil
+			}))
+			_, err := dial(t.Context(), t, rt, "k", dialBody)
+			require.ErrorIs(t, err, ErrParked)
+			_, err = dial(t.Context(), t, rt, "k", correctedBody)
+			t.Log(err)
+			parked := errors.Is(err, ErrParked)
+			down = false
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			require.NoError(t, s.Run(ctx))
+			closeStack(t, s)
+			t.Log(sent)
+			if parked {
+				require.Contains(t, sent, correctedBody, "the caller was told that a letter owns this write")
+			}
+		})
+	})
+	t.Run("works", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var sent []string
+			down := true
+			s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+			rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				b, _ := io.ReadAll(req.Body)
+				if down {
+					return nil, MarkNotSent(io.EOF)
+				}
+				sent = append(sent, string(b))
+				return reply(201, "{}"), nil
+			}))
+			_, err := dial(t.Context(), t, rt, "k", dialBody)
+			require.ErrorIs(t, err, ErrParked)
+			down = false
+			_, err = dial(t.Context(), t, rt, "k", correctedBody)
+			t.Log(err)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			require.NoError(t, s.Run(ctx))
+			closeStack(t, s)
+			t.Log(sent, s.DLQ.Len(), s.Stats().DLQ.Acked)
+			require.False(t, s.Stats().DLQ.Acked > 0 && !strings.Contains(fmt.Sprint(sent), dialBody), "the letter's write counts as done, and never was")
+		})
+	})
+	t.Run("idempotent", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var sent []string
+			down := true
+			s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+			rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				if down {
+					return nil, MarkNotSent(io.EOF)
+				}
+				sent = append(sent, req.URL.Path)
+				return reply(200, "{}"), nil
+			}))
+			put := func(path string) error {
+				req, _ := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPut, "http://h"+path, strings.NewReader("x"))
+				_, err := rt.RoundTrip(req)
+				return err
+			}
+			require.ErrorIs(t, put("/a"), ErrParked)
+			down = false
+			t.Log(put("/b"))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			require.NoError(t, s.Run(ctx))
+			closeStack(t, s)
+			require.Contains(t, sent, "/a", "acked %d", s.Stats().DLQ.Acked)
+		})
+	})
+}
+
+// two writes of one key that are under way together, and differ.
+func TestReviewC_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down := true
+		sent := map[string]int{}
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if down {
+				time.Sleep(time.Second)
+				return nil, MarkNotSent(io.EOF)
+			}
+			b, _ := io.ReadAll(req.Body)
+			sent[string(b)]++
+			return reply(200, "{}"), nil
+		}))
+		put := func(body string) error {
+			req, _ := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		errs := map[string]chan error{"a": make(chan error), "b": make(chan error)}
+		for body := range errs {
+			go func() { errs[body] <- put(body) }()
+		}
+		a, b := <-errs["a"], <-errs["b"]
+		down = false
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		for body, err := range map[string]error{"a": a, "b": b} {
+			t.Log(body, err)
+			if sent[body] == 0 {
+				require.NotErrorIs(t, err, ErrParked)
+				require.ErrorIs(t, err, ErrKeyReused)
+			}
+		}
+		require.Len(t, sent, 1)
+	})
+}

@@ -186,6 +186,13 @@ func (f *flight) owned(letter string) {
 	f.letter = letter
 }
 
+// owner is the letter that owns the write; "": none.
+func (f *flight) owner() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.letter
+}
+
 // onGivenUp runs g once if the last waiter leaves because time ran out while the request is out.
 func (f *flight) onGivenUp(g func()) {
 	f.mu.Lock()

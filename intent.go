@@ -80,6 +80,11 @@ func (i *Idempotency) mayIntend(f *flight) error {
 		return t.refuse("idempotency", ErrClosed)
 	default:
 	}
+	if letter := f.owner(); letter != "" && i.recalled != nil && f.rec.State != KeyInDoubt && i.recalled(letter) {
+		e := t.fail("idempotency", ErrInDoubt) // of a send of another process, which became known while the call waited
+		e.Key = f.key
+		return e
+	}
 	if !f.commit() {
 		return t.gone(f.ctx, "idempotency")
 	}

@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -140,5 +141,32 @@ func TestReviewC_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
 			}
 		}
 		require.Len(t, sent, 1)
+	})
+}
+
+// an import says that a letter is in doubt while its redrive waits for a slot.
+func TestReviewC_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := doubtOf(t)
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }}
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}, Bulkhead: BulkheadConfig{Critical: 1, Normal: -1, Bulk: -1, Total: 1}})
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		p.before = nil
+		release, err := s.Bulkhead.Acquire(t.Context(), PriorityCritical)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 1, s.DLQ.Stats().Leased)
+		require.NoError(t, s.DLQ.Import(bytes.NewReader(file)))
+		require.Equal(t, true, s.DLQ.List(LetterFilter{})[0].InDoubt)
+		release()
+		time.Sleep(time.Hour)
+		cancel()
+		<-done
+		closeStack(t, s)
+		require.Zero(t, p.rang(), "it was known to be in doubt before anything was sent")
 	})
 }

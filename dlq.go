@@ -194,6 +194,7 @@ type DLQ struct {
 	blocked  []chan struct{}                    // callers that wait for room, first come first
 	changed  chan struct{}                      // closed when what a runner waits for has changed; nil: nobody waits
 	running  map[uint64]context.CancelCauseFunc // redrives under way, by lease
+	writes   map[string]*writes                 // calls under way, by resource
 	nextSend time.Time                          // when the rate allows the next redrive
 	counters DLQCounters
 }
@@ -231,6 +232,7 @@ func NewDLQ(cfg DLQConfig) (*DLQ, error) {
 		box:      newLetterBox(),
 		handlers: map[string]func(context.Context, Letter) error{},
 		running:  map[uint64]context.CancelCauseFunc{},
+		writes:   map[string]*writes{},
 	}
 	d.box.drops = d.cfg.Overflow == OverflowDropOldest
 	if d.cfg.Store == nil {
@@ -280,7 +282,10 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	if err != nil {
 		return nil, err
 	}
-	started, ended := time.Now(), false
+	held.began = time.Now()
+	d.begin(t.call.Resource)
+	defer d.end(t.call.Resource)
+	ended := false
 	defer func() {
 		if !ended {
 			d.letGo(held, t.call.Effect == EffectOnce) // a panic or Goexit below; it is the caller's
@@ -289,10 +294,10 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	resp, err := next.travel(ctx, t, req)
 	ended = true
 	if err == nil && resp.StatusCode < http.StatusInternalServerError && !d.outlives(held, resp.StatusCode) {
-		d.succeeded(t, held, resp.StatusCode, started)
+		d.succeeded(t, held, resp.StatusCode)
 		return resp, nil
 	}
-	return d.failed(ctx, t, req, held, answer{resp, err}, started)
+	return d.failed(ctx, t, req, held, answer{resp, err})
 }
 
 // outlives reports whether a letter that a call has taken over goes back to the queue with the answer.
@@ -321,6 +326,7 @@ func (a answer) close() {
 type holding struct {
 	slot  *letterSlot
 	token uint64
+	began time.Time // when the call began
 }
 
 // takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
@@ -376,7 +382,7 @@ func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
 }
 
 // succeeded settles what letters a write that worked leaves behind.
-func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
+func (d *DLQ) succeeded(t *trip, held holding, status int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if t.key != "" {
@@ -388,12 +394,12 @@ func (d *DLQ) succeeded(t *trip, held holding, status int, started time.Time) {
 		}
 	}
 	if status/100 == 2 {
-		d.supersede(t.call.Resource, started)
+		d.supersede(t.call.Resource, held.began)
 	}
 }
 
 // failed gives a write that did not work to the queue, or leaves it with its caller.
-func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holding, a answer, started time.Time) (*http.Response, error) {
+func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holding, a answer) (*http.Response, error) {
 	f := failureOf(a, t.call.Effect)
 	if held.slot != nil {
 		if p := d.merge(held, f, callersOwn(ctx, a)); p.slot != nil {
@@ -405,7 +411,7 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 	if !d.wants(ctx, t, req, a) {
 		return a.resp, a.err
 	}
-	l, ok := d.letterOf(t, req, f, started)
+	l, ok := d.letterOf(t, req, f, held.began)
 	if !ok {
 		return a.resp, a.err
 	}

@@ -115,9 +115,15 @@ func (d *DLQ) place(l *Letter, road leg) (placed, error) {
 	if !d.mayFit(l.size()) {
 		return placed{}, errNoRoom
 	}
+	late := !l.Superseded && d.overtaken(l.Call.Resource, l.First)
+	l.Superseded = l.Superseded || late
 	s := d.box.expect(l, road)
 	if d.journal == nil && !d.land(s, l.Cause) {
 		return placed{}, errNoRoom
+	}
+	if late {
+		d.counters.Overtaken++
+		d.tell(EventLetterParked, l, "superseded")
 	}
 	return placed{s, l, s.noted}, nil
 }
@@ -326,6 +332,7 @@ func (d *DLQ) merge(held holding, f failure, own bool) placed {
 		}
 		d.failAgain(l, f.attempt(time.Now()), f.doubt, !f.refused)
 		l.Next = l.Last.Add(max(d.backoff(l.Attempts), f.after))
+		l.Superseded = l.Superseded || d.overtaken(l.Call.Resource, held.began)
 	})
 	if !own {
 		d.tell(EventLetterAdded, s.letter, "merged")
@@ -367,10 +374,53 @@ func (d *DLQ) roomCame() {
 	d.wake()
 }
 
+// writes are the calls under way for one resource. One that fails after a newer one has worked is too late to be a letter
+// that the newer one could have superseded, and as old.
+type writes struct {
+	n      int
+	worked time.Time // when the newest that worked began
+}
+
+func (d *DLQ) begin(resource string) {
+	if resource == "" {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.writes[resource]
+	if w == nil {
+		w = &writes{}
+		d.writes[resource] = w
+	}
+	w.n++
+}
+
+func (d *DLQ) end(resource string) {
+	if resource == "" {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w := d.writes[resource]; w.n > 1 {
+		w.n--
+		return
+	}
+	delete(d.writes, resource)
+}
+
+// overtaken reports whether a write to resource that began later than that has worked, as far as it can have met it.
+func (d *DLQ) overtaken(resource string, began time.Time) bool {
+	w := d.writes[resource]
+	return w != nil && !w.worked.IsZero() && d.box.elapsed(began) < d.box.elapsed(w.worked)
+}
+
 // supersede marks the letters for resource that are older than a write that worked.
 func (d *DLQ) supersede(resource string, began time.Time) {
 	if resource == "" {
 		return
+	}
+	if w := d.writes[resource]; w != nil && (w.worked.IsZero() || w.worked.Before(began)) {
+		w.worked = began
 	}
 	for s := d.box.olderThan(resource, began); s != nil; s = d.box.olderThan(resource, began) {
 		d.box.change(s, func(l *Letter) { l.Superseded = true })

@@ -170,3 +170,75 @@ func TestReviewC_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
 		require.Zero(t, p.rang(), "it was known to be in doubt before anything was sent")
 	})
 }
+
+// a write that is older than one that worked becomes a letter afterwards.
+func TestReviewC_AWriteOvertakenBeforeItFailedIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		state := ""
+		fails := map[string]bool{"old": true}
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			b, _ := io.ReadAll(req.Body)
+			if fails[string(b)] {
+				time.Sleep(10 * time.Second)
+				return nil, io.ErrUnexpectedEOF
+			}
+			state = string(b)
+			return reply(200, "{}"), nil
+		}))
+		put := func(key, body string) error {
+			ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1"})
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		failed := make(chan error)
+		go func() { failed <- put("1", "old") }()
+		time.Sleep(time.Second)
+		require.NoError(t, put("2", "new"))
+		require.ErrorIs(t, <-failed, ErrParked)
+		fails = nil
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Equal(t, "new", state)
+	})
+}
+
+// the same for a letter that a call has taken over.
+func TestReviewC_ALetterOvertakenWhileACallHasItIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		state := ""
+		fails := map[string]bool{"old": true}
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			b, _ := io.ReadAll(req.Body)
+			if fails[string(b)] {
+				time.Sleep(10 * time.Second)
+				return nil, io.ErrUnexpectedEOF
+			}
+			state = string(b)
+			return reply(200, "{}"), nil
+		}))
+		put := func(key, body string) error {
+			ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1"})
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		require.ErrorIs(t, put("1", "old"), ErrParked)
+		failed := make(chan error)
+		go func() { failed <- put("1", "old") }()
+		time.Sleep(time.Second)
+		require.NoError(t, put("2", "new"))
+		require.Equal(t, uint64(1), s.Stats().DLQ.Overtaken)
+		require.ErrorIs(t, <-failed, ErrParked)
+		fails = nil
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Equal(t, "new", state)
+	})
+}

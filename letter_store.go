@@ -168,7 +168,9 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 	} else {
 		e.failed, e.err = seq, err
 		j.failures++
-		j.retryAt = time.Now().Add(min(letterRetryFirst<<min(j.failures-1, 10), letterRetryAtMost))
+		if j.retryAt.IsZero() { // else one letter that is never taken would put all others off for ever
+			j.retryAt = time.Now().Add(min(letterRetryFirst<<min(j.failures-1, 10), letterRetryAtMost))
+		}
 		j.fault(e.id)
 	}
 	j.owe(e, err != nil && e.want == nil && want == nil)

@@ -242,3 +242,37 @@ func TestReviewC_ALetterOvertakenWhileACallHasItIsNotSent(t *testing.T) {
 		require.Equal(t, "new", state)
 	})
 }
+
+// one letter that the store never takes keeps all others from being tried again.
+func TestReviewC_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sh := newShelf()
+		store := sh.open()
+		failOnce := true
+		store.set(func(_ context.Context, op, id string, effect func()) error {
+			if id == "good" && op == "remove" && failOnce {
+				failOnce = false
+				return errShelf
+			}
+			if strings.HasPrefix(id, "bad") {
+				return errShelf
+			}
+			effect()
+			return nil
+		})
+		d := mustDLQ(t, DLQConfig{Store: store})
+		stop := dlqRun(t, d)
+		require.NoError(t, d.Add(Letter{ID: "good", Operation: "op", Key: "k"}))
+		require.Error(t, d.Delete("good", "x"))
+		for i := range 600 { // ten minutes
+			_ = d.Add(Letter{ID: fmt.Sprint("bad", i), Operation: "op"})
+			time.Sleep(time.Second)
+		}
+		t.Log(sh.ids(), d.Stats().StoreFailures)
+		n := len(sh.ids())
+		stop()
+		store.set(nil)
+		_ = d.close(t.Context())
+		require.Zero(t, n, "nothing tried the removal again in ten minutes")
+	})
+}

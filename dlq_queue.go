@@ -34,8 +34,14 @@ func (d *DLQ) Add(l Letter) error {
 	if !l.writable() {
 		return errors.New("dlq: a letter's times must lie in the years 0 to 9999")
 	}
+	if l.Attempts < 0 || l.Redrives < 0 || l.Call.Effect > EffectOnce || l.Call.Priority > PriorityBulk || l.Call.Class > ClassLongPoll {
+		return errors.New("dlq: a letter's Attempts, Redrives, Effect, Priority or Class is none") // no import would take it
+	}
 	if err := (&trip{key: l.Key, named: true, call: l.Call}).checkKey(); err != nil {
 		return err
+	}
+	if n := len(l.History); n > maxLetterHistory {
+		l.History = append(l.History[:1:1], l.History[n-maxLetterHistory+1:]...)
 	}
 	if len(l.History) == 0 {
 		l.note(LetterAttempt{Time: l.Last, Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode})

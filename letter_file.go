@@ -12,6 +12,8 @@ import (
 	"hash"
 	"io"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // The format of an export: one JSON value a line; a header, the letters with the oldest first, a trailer with the SHA-256
@@ -92,6 +94,12 @@ func (d *DLQ) redact(l *Letter) error {
 	l.ID = before.ID
 	if !sameRequest(&before, l) {
 		l.Redacted = true
+	}
+	if l.Key != before.Key {
+		l.Key = uuid.NewString() // nobody will send it, but a file wants a key for each, and no two alike
+	}
+	if _, err := lineOf(l).letter(); err != nil {
+		return fmt.Errorf("dlq: redact: no import would take letter %s: %w", l.ID, err)
 	}
 	return nil
 }

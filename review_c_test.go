@@ -276,3 +276,42 @@ func TestReviewC_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
 		require.Zero(t, n, "nothing tried the removal again in ten minutes")
 	})
 }
+
+// exports that cannot be imported.
+func TestReviewC_WhatIsExportedCanBeImported(t *testing.T) {
+	for name, l := range map[string]Letter{
+		"long history":      {History: make([]LetterAttempt, 12)},
+		"negative attempts": {Attempts: -1},
+		"unknown effect":    {Call: Call{Effect: 9}},
+		"bad method":        {Method: "\xff"},
+		"first zero next":   {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{})
+			l.Operation = "op"
+			if err := d.Add(l); err != nil {
+				return // said so
+			}
+			require.NoError(t, d.Add(Letter{Operation: "innocent"}))
+			file := dlqExport(t, d)
+			require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(file)))
+		})
+	}
+	for name, redact := range map[string]func(*Letter){
+		"key away":       func(l *Letter) { l.Key = "" },
+		"key the same":   func(l *Letter) { l.Key = "redacted" },
+		"operation away": func(l *Letter) { l.Operation = "" },
+		"all away":       func(l *Letter) { *l = Letter{} },
+	} {
+		t.Run("redact "+name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{Redact: redact})
+			require.NoError(t, d.Add(Letter{Operation: "a", Key: "call +15550001111"}))
+			require.NoError(t, d.Add(Letter{Operation: "b", Key: "call +15550002222"}))
+			var file bytes.Buffer
+			if err := d.Export(&file); err != nil {
+				return // said so
+			}
+			require.NoError(t, mustDLQ(t, DLQConfig{}).Import(&file))
+		})
+	}
+}

@@ -240,6 +240,7 @@ func (d *DLQ) landAll(all []placed) (err error) {
 			err = d.journal.await(ctx, p.letter.ID, p.seq)
 		}
 	}
+	lost := 0
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, p := range all {
@@ -252,9 +253,12 @@ func (d *DLQ) landAll(all []placed) (err error) {
 		case p.slot.arrival == nil: // it was here before, or went its way already, with a call of the same key
 		case err != nil:
 			d.withdraw(p.slot)
-		default:
-			d.land(p.slot, "import")
+		case !d.land(p.slot, "import"):
+			lost++ // all that may go went meanwhile, and what came instead may not
 		}
+	}
+	if lost > 0 {
+		return fmt.Errorf("dlq: import of %d letters, %d did not get in: %w", len(all), lost, ErrLettersFull)
 	}
 	if err != nil {
 		return fmt.Errorf("dlq: import of %d letters: %w", len(all), &notStored{err})

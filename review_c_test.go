@@ -315,3 +315,32 @@ func TestReviewC_WhatIsExportedCanBeImported(t *testing.T) {
 		})
 	}
 }
+
+// a letter of an import that finds no room when it arrives.
+func TestReviewC_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other := mustDLQ(t, DLQConfig{})
+		require.NoError(t, other.Add(Letter{ID: "slow", Operation: "op", Key: "slow"}))
+		file := dlqExport(t, other)
+		store := newShelf().open()
+		store.set(func(_ context.Context, _, id string, effect func()) error {
+			if id == "slow" {
+				time.Sleep(2 * time.Second)
+			}
+			effect()
+			return nil
+		})
+		d := mustDLQ(t, DLQConfig{Store: store, MaxLetters: 2, Overflow: OverflowDropOldest, OnDrop: func(Letter) {}})
+		done := make(chan error)
+		go func() { done <- d.Import(bytes.NewReader(file)) }()
+		synctest.Wait()
+		for _, id := range []string{"1", "2"} {
+			require.NoError(t, d.Add(Letter{ID: id, Operation: "op", InDoubt: true}))
+		}
+		err := <-done
+		_, here := d.Get("slow")
+		t.Log(err, here, d.Stats().DLQCounters)
+		require.NoError(t, d.close(t.Context()))
+		require.True(t, err != nil || here, "lost without a word")
+	})
+}

@@ -205,7 +205,7 @@ func TestD10_BlockWaitsForRoomInLine(t *testing.T) {
 func TestD10_WhoeverLeavesTheLineAtTheirTurnPassesItOn(t *testing.T) {
 	d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowBlock})
 	dlqFill(t, d, 1)
-	first, second := d.queueUp(false), d.queueUp(false)
+	first, second := d.queueUp(false, 1), d.queueUp(false, 1)
 	require.NoError(t, d.Delete("fill-0", ""))
 	<-first // its turn has come, and at that moment its context ends
 	d.leaveLine(first)

@@ -203,7 +203,7 @@ func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (placed, erro
 	if d.cfg.MaxBytes >= 0 && l.size() > d.cfg.MaxBytes {
 		return placed{}, errNoRoom
 	}
-	turn := d.queueUp(false)
+	turn := d.queueUp(false, l.size())
 	for {
 		select {
 		case <-ctx.Done():
@@ -216,16 +216,16 @@ func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (placed, erro
 			d.nextInLine() // there may be room for another one
 			return p, err
 		}
-		turn = d.queueUp(true)
+		turn = d.queueUp(true, l.size())
 	}
 }
 
-func (d *DLQ) queueUp(first bool) chan struct{} {
+func (d *DLQ) queueUp(first bool, size int64) chan struct{} {
 	turn := make(chan struct{})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.closed || !first && len(d.blocked) == 0 && d.fits(1, 0):
+	case d.closed || (first || len(d.blocked) == 0) && d.fits(1, size):
 		close(turn) // room came, or the end, before the place in line
 	case first:
 		d.blocked = slices.Insert(d.blocked, 0, turn)

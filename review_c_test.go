@@ -344,3 +344,24 @@ func TestReviewC_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
 		require.True(t, err != nil || here, "lost without a word")
 	})
 }
+
+// room comes between a vain try and the place in line.
+func TestReviewC_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowBlock})
+		require.NoError(t, d.Add(Letter{ID: "1", Operation: "op"}))
+		turn := d.queueUp(false, 1)
+		require.NoError(t, d.Delete("1", "")) // the one in line is called
+		<-turn
+		require.NoError(t, d.Add(Letter{ID: "2", Operation: "op"})) // somebody else is faster
+		_, err := d.admitNow(&Letter{ID: "3", Operation: "op", Key: "3"}, nil, false)
+		require.ErrorIs(t, err, errNoRoom)
+		require.NoError(t, d.Delete("2", "")) // nobody is in line
+		turn = d.queueUp(true, 1)
+		select {
+		case <-turn:
+		case <-time.After(time.Hour):
+			t.Fatal("waits for room in an empty queue")
+		}
+	})
+}

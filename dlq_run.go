@@ -162,7 +162,7 @@ func (d *DLQ) close(ctx context.Context) error {
 		case <-changed:
 		case <-ctx.Done():
 			d.abandon()
-			return fmt.Errorf("dlq: %d redrives had not ended: %w", n, context.Cause(ctx))
+			return errors.Join(fmt.Errorf("dlq: %d redrives had not ended: %w", n, context.Cause(ctx)), d.writeRest(ctx))
 		}
 	}
 }

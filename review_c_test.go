@@ -365,3 +365,26 @@ func TestReviewC_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
 		}
 	})
 }
+
+// Close does not say what is not in the store where a redrive hangs.
+func TestReviewC_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sh := newShelf()
+		store := sh.open()
+		d := mustDLQ(t, DLQConfig{Store: store})
+		release := make(chan struct{})
+		d.Handle("hangs", func(context.Context, Letter) error { <-release; return nil })
+		require.NoError(t, d.Add(Letter{ID: "hangs", Operation: "hangs", Next: time.Now()}))
+		require.NoError(t, d.Add(Letter{ID: "other", Operation: "op"}))
+		go d.Redrive(context.Background())
+		synctest.Wait()
+		store.set(failing)
+		require.Error(t, d.Delete("other", ""))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := d.close(ctx)
+		t.Log(err)
+		close(release)
+		require.ErrorIs(t, err, ErrStore)
+	})
+}

@@ -3,6 +3,7 @@ package resilience
 import (
 	"cmp"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/heapq"
@@ -98,7 +99,7 @@ func (b *letterBox) len() int { return len(b.byID) - b.coming }
 
 func (b *letterBox) idOf(key string) string {
 	if b.keyID == nil {
-		return key
+		return strings.TrimSpace(key) // as ids do, so that what is one key with them is one without
 	}
 	return b.keyID(key)
 }

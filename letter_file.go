@@ -293,10 +293,11 @@ func (d *DLQ) readLetters(r io.Reader) ([]*Letter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("letter %d of %d: %w", n+1, h.Count, err)
 		}
-		if ids[l.ID] || keys[l.Key] {
+		key := d.box.idOf(l.Key)
+		if ids[l.ID] || keys[key] {
 			return nil, fmt.Errorf("letter %d of %d: id or key is there twice", n+1, h.Count)
 		}
-		ids[l.ID], keys[l.Key] = true, true
+		ids[l.ID], keys[key] = true, true
 		l.tidy()
 		letters = append(letters, l)
 	}

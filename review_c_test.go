@@ -388,3 +388,41 @@ func TestReviewC_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
 		require.ErrorIs(t, err, ErrStore)
 	})
 }
+
+// two letters of an import whose keys are one here.
+func TestReviewC_TwoLettersOfOneKeyInAFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		alone := mustDLQ(t, DLQConfig{})
+		require.NoError(t, alone.Add(Letter{Method: "POST", URL: "http://h/", Key: "k", InDoubt: true}))
+		require.NoError(t, alone.Add(Letter{Method: "POST", URL: "http://h/", Key: "k "}))
+		p := &phone{}
+		s := newStack(t, Config{})
+		s.Wrap(p)
+		err := s.DLQ.Import(bytes.NewReader(dlqExport(t, alone)))
+		t.Log(err, s.DLQ.Len())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Zero(t, p.rang(), "the key is in doubt")
+	})
+}
+
+// and of a store.
+func TestReviewC_TwoLettersOfOneKeyInAStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sh := newShelf()
+		alone := mustDLQ(t, DLQConfig{Store: sh.open()})
+		require.NoError(t, alone.Add(Letter{ID: "a", Method: "POST", URL: "http://h/", Key: "k", InDoubt: true}))
+		require.NoError(t, alone.Add(Letter{ID: "b", Method: "POST", URL: "http://h/", Key: "k "}))
+		require.NoError(t, alone.close(t.Context()))
+		p := &phone{}
+		s := newStack(t, Config{DLQ: DLQConfig{Store: sh.open()}})
+		s.Wrap(p)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Zero(t, p.rang(), "the key is in doubt")
+	})
+}

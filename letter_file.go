@@ -40,6 +40,9 @@ type letterTrailer struct {
 // what happens after the beginning is not in the export. So for a restart export after [Stack.Close]: a letter that is
 // redriven after an earlier export is sent again by whoever imports it, unless the keys are durable.
 func (d *DLQ) Export(w io.Writer) error {
+	if d == nil {
+		return (&DLQ{box: newLetterBox()}).Export(w) // no letters, which is what an empty queue exports
+	}
 	all := d.view()
 	sum := sha256.New()
 	out := bufio.NewWriter(w)

@@ -426,3 +426,12 @@ func TestReviewC_TwoLettersOfOneKeyInAStore(t *testing.T) {
 		require.Zero(t, p.rang(), "the key is in doubt")
 	})
 }
+
+func TestReviewC_ANilQueueExportsNothing(t *testing.T) {
+	var d *DLQ
+	var file bytes.Buffer
+	require.NotPanics(t, func() { _ = d.Export(&file) })
+	if file.Len() > 0 {
+		require.NoError(t, mustDLQ(t, DLQConfig{}).Import(&file))
+	}
+}

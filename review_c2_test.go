@@ -1,0 +1,126 @@
+package resilience
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What these hold was right, and nothing else would have noticed if it had not been.
+
+func TestReviewC_WorkOnItsWayIsExportedAsInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		release := make(chan struct{})
+		d.Handle("op", func(context.Context, Letter) error { <-release; return nil })
+		require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: EffectOnce}, Next: time.Now()}))
+		go d.Redrive(context.Background())
+		synctest.Wait()
+		file := dlqExport(t, d)
+		close(release)
+		synctest.Wait()
+		into := mustDLQ(t, DLQConfig{})
+		require.NoError(t, into.Import(bytes.NewReader(file)))
+		require.True(t, dlqOnly(t, into).InDoubt)
+	})
+}
+
+func TestReviewC_NothingIsTriedUnderAContextThatHasEnded(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	w := &dlqWorld{answer: dlqStatus(200)}
+	_ = d.Wrap(w)
+	ran := 0
+	d.Handle("op", func(context.Context, Letter) error { ran++; return nil })
+	require.NoError(t, d.Add(Letter{Operation: "op", Next: time.Now()}))
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Next: time.Now()}))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 2 {
+		require.Equal(t, RedriveReturned, d.Redrive(ctx).Status)
+	}
+	require.Zero(t, ran)
+	require.Empty(t, w.calls())
+	require.Equal(t, 2, d.Stats().Waiting)
+}
+
+func TestReviewC_ALetterSupersededWhileItIsAuthorizedIsNotSent(t *testing.T) {
+	var rt http.RoundTripper
+	d := mustDLQ(t, DLQConfig{Authorize: func(ctx context.Context, _ Letter, _ *http.Request) error {
+		_, err := dlqCall(WithCall(context.Background(), Call{Resource: "r"}), rt, http.MethodPut, "newer")
+		return err
+	}})
+	w := &dlqWorld{answer: dlqStatus(200)}
+	rt = d.Wrap(w)
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Call: Call{Resource: "r"}, Next: time.Now()}))
+	time.Sleep(time.Millisecond)
+	require.Equal(t, RedriveReturned, d.Redrive(t.Context()).Status)
+	require.Len(t, w.calls(), 1)
+	require.Equal(t, LetterSuperseded, dlqOnly(t, d).State())
+}
+
+func TestReviewC_NewsThatComeDuringALookUp(t *testing.T) {
+	add := func(t *testing.T, during keyNews, l Letter) (*DLQ, *dlqWorld) {
+		d := mustDLQ(t, DLQConfig{Attempts: 2})
+		w := &dlqWorld{answer: dlqStatus(200)}
+		_ = d.Wrap(w)
+		d.reconcile = func(_ context.Context, key string) keyNews {
+			d.settle(key, during)
+			return keyNews{}
+		}
+		l.Method, l.URL, l.Key, l.InDoubt, l.Next = "POST", "http://h/", "k", true, time.Now()
+		require.NoError(t, d.Add(l))
+		return d, w
+	}
+	t.Run("it happened", func(t *testing.T) {
+		d, w := add(t, keyNews{verdict: keyDone}, Letter{})
+		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+		require.Equal(t, RedriveEmpty, d.Redrive(t.Context()).Status)
+		require.Zero(t, d.Len())
+		require.True(t, d.Stats().NextDue.IsZero())
+		require.Empty(t, w.calls())
+		dlqConserved(t, d)
+	})
+	t.Run("it did not", func(t *testing.T) {
+		d, w := add(t, keyNews{verdict: keyNotApplied}, Letter{})
+		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+		require.Len(t, w.calls(), 1)
+	})
+	t.Run("it did not, and was tried enough", func(t *testing.T) {
+		d, w := add(t, keyNews{verdict: keyNotApplied}, Letter{Attempts: 2})
+		require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+		require.Empty(t, w.calls())
+	})
+}
+
+func TestReviewC_WhatWasTriedEnoughIsNotSentAfterItsDoubt(t *testing.T) {
+	for attempts, want := range map[int]RedriveStatus{-1: RedriveDone, 3: RedriveDone, 2: RedriveParked} {
+		d := mustDLQ(t, DLQConfig{Attempts: attempts})
+		w := &dlqWorld{answer: dlqStatus(200)}
+		_ = d.Wrap(w)
+		d.reconcile = func(context.Context, string) keyNews { return keyNews{verdict: keyNotApplied} }
+		require.NoError(t, d.Add(Letter{Method: "POST", URL: "http://h/", InDoubt: true, Attempts: 2, Next: time.Now()}))
+		require.Equal(t, want, d.Redrive(t.Context()).Status)
+		if want == RedriveParked {
+			l := dlqOnly(t, d)
+			require.Equal(t, []any{"attempts", false}, []any{l.ParkedReason, l.InDoubt})
+		}
+	}
+}
+
+// A letter that a program added has its operation in one place only.
+func TestReviewC_ARedriveHasTheOperationOfItsLetter(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	operation := ""
+	_ = d.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		operation = tripOf(req.Context()).call.Operation
+		return reply(200, "{}"), nil
+	}))
+	require.NoError(t, d.Add(Letter{Operation: "create-phone-call", Method: "POST", URL: "http://h/", Next: time.Now()}))
+	require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+	require.Equal(t, "create-phone-call", operation)
+}

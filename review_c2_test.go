@@ -124,3 +124,35 @@ func TestReviewC_ARedriveHasTheOperationOfItsLetter(t *testing.T) {
 	require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
 	require.Equal(t, "create-phone-call", operation)
 }
+
+func TestReviewC_ARedactedLetterIsNotSentHoweverItCame(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	w := &dlqWorld{answer: dlqStatus(200)}
+	_ = d.Wrap(w)
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Redacted: true, Next: time.Now()}))
+	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+	require.Equal(t, "redacted", dlqOnly(t, d).ParkedReason)
+	require.Empty(t, w.calls())
+}
+
+// Redrive may be called from within another call, whose trip is none of the letter's.
+func TestReviewC_ARedriveFromWithinACallTravelsOnItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(context.Canceled) }}
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		p.before = nil
+		time.Sleep(time.Minute)
+		var status RedriveStatus
+		_, err = Do(t.Context(), s, Call{Operation: "op"}, func(ctx context.Context) (int, error) {
+			status = s.DLQ.Redrive(ctx).Status
+			return 0, nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, RedriveDone, status)
+		require.Equal(t, KeyConfirmed, stateOf(t, s.Idempotency, "k"))
+		require.Equal(t, 1, p.rang())
+		closeStack(t, s)
+	})
+}

@@ -420,7 +420,11 @@ func (d *DLQ) overtaken(resource string, began time.Time) bool {
 	return w != nil && !w.worked.IsZero() && d.box.elapsed(began) < d.box.elapsed(w.worked)
 }
 
-// supersede marks the letters for resource that are older than a write that worked.
+// errSuperseded is the cause with which a redrive is called off whose letter was superseded while it waited.
+var errSuperseded = errors.New("a newer write of the same resource worked")
+
+// supersede marks the letters for resource that are older than a write that worked. A redrive of one that still waits for
+// its turn goes home; one on the wire can only hope to be too late.
 func (d *DLQ) supersede(resource string, began time.Time) {
 	if resource == "" {
 		return
@@ -430,6 +434,9 @@ func (d *DLQ) supersede(resource string, began time.Time) {
 	}
 	for s := d.box.olderThan(resource, began); s != nil; s = d.box.olderThan(resource, began) {
 		d.box.change(s, func(l *Letter) { l.Superseded = true })
+		if callOff := d.running[s.token]; callOff != nil {
+			callOff(errSuperseded)
+		}
 		d.counters.Overtaken++
 		d.tell(EventLetterParked, s.letter, "superseded")
 	}

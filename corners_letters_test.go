@@ -18,7 +18,7 @@ import (
 const correctedBody = `{"from_number":"+15550009999","to_number":"+15550003333"}`
 
 // another request under the key of a waiting letter.
-func TestReviewC_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
+func TestCorner_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
 	t.Run("fails", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var sent []string
@@ -104,7 +104,7 @@ func TestReviewC_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
 }
 
 // two writes of one key that are under way together, and differ.
-func TestReviewC_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
+func TestCorner_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := true
 		sent := map[string]int{}
@@ -145,7 +145,7 @@ func TestReviewC_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
 }
 
 // an import says that a letter is in doubt while its redrive waits for a slot.
-func TestReviewC_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
+func TestCorner_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := doubtOf(t)
 		p := &phone{before: func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }}
@@ -172,7 +172,7 @@ func TestReviewC_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
 }
 
 // a write that is older than one that worked becomes a letter afterwards.
-func TestReviewC_AWriteOvertakenBeforeItFailedIsNotSent(t *testing.T) {
+func TestCorner_AWriteOvertakenBeforeItFailedIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
 		state := ""
@@ -207,7 +207,7 @@ func TestReviewC_AWriteOvertakenBeforeItFailedIsNotSent(t *testing.T) {
 }
 
 // the same for a letter that a call has taken over.
-func TestReviewC_ALetterOvertakenWhileACallHasItIsNotSent(t *testing.T) {
+func TestCorner_ALetterOvertakenWhileACallHasItIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
 		state := ""
@@ -244,7 +244,7 @@ func TestReviewC_ALetterOvertakenWhileACallHasItIsNotSent(t *testing.T) {
 }
 
 // one letter that the store never takes keeps all others from being tried again.
-func TestReviewC_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
+func TestCorner_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sh := newShelf()
 		store := sh.open()
@@ -278,7 +278,7 @@ func TestReviewC_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
 }
 
 // exports that cannot be imported.
-func TestReviewC_WhatIsExportedCanBeImported(t *testing.T) {
+func TestCorner_WhatIsExportedCanBeImported(t *testing.T) {
 	for name, l := range map[string]Letter{
 		"long history":      {History: make([]LetterAttempt, 12)},
 		"negative attempts": {Attempts: -1},
@@ -317,7 +317,7 @@ func TestReviewC_WhatIsExportedCanBeImported(t *testing.T) {
 }
 
 // a letter of an import that finds no room when it arrives.
-func TestReviewC_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
+func TestCorner_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other := mustDLQ(t, DLQConfig{})
 		require.NoError(t, other.Add(Letter{ID: "slow", Operation: "op", Key: "slow"}))
@@ -346,7 +346,7 @@ func TestReviewC_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
 }
 
 // room comes between a vain try and the place in line.
-func TestReviewC_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
+func TestCorner_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowBlock})
 		require.NoError(t, d.Add(Letter{ID: "1", Operation: "op"}))
@@ -367,7 +367,7 @@ func TestReviewC_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
 }
 
 // Close does not say what is not in the store where a redrive hangs.
-func TestReviewC_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
+func TestCorner_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sh := newShelf()
 		store := sh.open()
@@ -390,7 +390,7 @@ func TestReviewC_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
 }
 
 // two letters of an import whose keys are one here.
-func TestReviewC_TwoLettersOfOneKeyInAFile(t *testing.T) {
+func TestCorner_TwoLettersOfOneKeyInAFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		alone := mustDLQ(t, DLQConfig{})
 		require.NoError(t, alone.Add(Letter{Method: "POST", URL: "http://h/", Key: "k", InDoubt: true}))
@@ -409,7 +409,7 @@ func TestReviewC_TwoLettersOfOneKeyInAFile(t *testing.T) {
 }
 
 // and of a store.
-func TestReviewC_TwoLettersOfOneKeyInAStore(t *testing.T) {
+func TestCorner_TwoLettersOfOneKeyInAStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sh := newShelf()
 		alone := mustDLQ(t, DLQConfig{Store: sh.open()})
@@ -427,11 +427,47 @@ func TestReviewC_TwoLettersOfOneKeyInAStore(t *testing.T) {
 	})
 }
 
-func TestReviewC_ANilQueueExportsNothing(t *testing.T) {
+func TestCorner_ANilQueueExportsNothing(t *testing.T) {
 	var d *DLQ
 	var file bytes.Buffer
 	require.NotPanics(t, func() { _ = d.Export(&file) })
 	if file.Len() > 0 {
 		require.NoError(t, mustDLQ(t, DLQConfig{}).Import(&file))
 	}
+}
+
+// A redrive by a function of Handle's is sent after its expiry.
+func TestCorner_AHandledRedriveIsSentAfterItsExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}, Bulkhead: BulkheadConfig{Critical: 1, Normal: -1, Bulk: -1, Total: 1}})
+		call := Call{Operation: "op", Effect: EffectOnce, Budget: time.Hour, Limit: time.Minute, Params: 1}
+		down := true
+		var ran []time.Time
+		do := func(ctx context.Context) error {
+			_, err := Do(ctx, s, call, func(context.Context) (int, error) {
+				if down {
+					return 0, MarkNotSent(io.EOF)
+				}
+				ran = append(ran, time.Now())
+				return 1, nil
+			})
+			return err
+		}
+		s.DLQ.Handle("op", func(ctx context.Context, _ Letter) error { return do(ctx) })
+		expiry := time.Now().Add(30 * time.Second)
+		require.ErrorIs(t, do(WithExpiry(WithIdempotencyKey(t.Context(), "k"), expiry)), ErrParked)
+		down = false
+		release, err := s.Bulkhead.Acquire(t.Context(), PriorityCritical)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Minute) // the redrive waits for a slot
+		release()
+		time.Sleep(10 * time.Second)
+		cancel()
+		<-done
+		closeStack(t, s)
+		require.Empty(t, ran, "expired at %v", expiry)
+	})
 }

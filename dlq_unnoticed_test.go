@@ -13,7 +13,7 @@ import (
 
 // What these hold was right, and nothing else would have noticed if it had not been.
 
-func TestReviewC_WorkOnItsWayIsExportedAsInDoubt(t *testing.T) {
+func TestDLQ_WorkOnItsWayIsExportedAsInDoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{})
 		release := make(chan struct{})
@@ -30,7 +30,7 @@ func TestReviewC_WorkOnItsWayIsExportedAsInDoubt(t *testing.T) {
 	})
 }
 
-func TestReviewC_NothingIsTriedUnderAContextThatHasEnded(t *testing.T) {
+func TestDLQ_NothingIsTriedUnderAContextThatHasEnded(t *testing.T) {
 	d := mustDLQ(t, DLQConfig{})
 	w := &dlqWorld{answer: dlqStatus(200)}
 	_ = d.Wrap(w)
@@ -48,7 +48,7 @@ func TestReviewC_NothingIsTriedUnderAContextThatHasEnded(t *testing.T) {
 	require.Equal(t, 2, d.Stats().Waiting)
 }
 
-func TestReviewC_ALetterSupersededWhileItIsAuthorizedIsNotSent(t *testing.T) {
+func TestDLQ_ALetterSupersededWhileItIsAuthorizedIsNotSent(t *testing.T) {
 	var rt http.RoundTripper
 	d := mustDLQ(t, DLQConfig{Authorize: func(ctx context.Context, _ Letter, _ *http.Request) error {
 		_, err := dlqCall(WithCall(context.Background(), Call{Resource: "r"}), rt, http.MethodPut, "newer")
@@ -63,7 +63,7 @@ func TestReviewC_ALetterSupersededWhileItIsAuthorizedIsNotSent(t *testing.T) {
 	require.Equal(t, LetterSuperseded, dlqOnly(t, d).State())
 }
 
-func TestReviewC_NewsThatComeDuringALookUp(t *testing.T) {
+func TestDLQ_NewsThatComeDuringALookUp(t *testing.T) {
 	add := func(t *testing.T, during keyNews, l Letter) (*DLQ, *dlqWorld) {
 		d := mustDLQ(t, DLQConfig{Attempts: 2})
 		w := &dlqWorld{answer: dlqStatus(200)}
@@ -97,7 +97,7 @@ func TestReviewC_NewsThatComeDuringALookUp(t *testing.T) {
 	})
 }
 
-func TestReviewC_WhatWasTriedEnoughIsNotSentAfterItsDoubt(t *testing.T) {
+func TestDLQ_WhatWasTriedEnoughIsNotSentAfterItsDoubt(t *testing.T) {
 	for attempts, want := range map[int]RedriveStatus{-1: RedriveDone, 3: RedriveDone, 2: RedriveParked} {
 		d := mustDLQ(t, DLQConfig{Attempts: attempts})
 		w := &dlqWorld{answer: dlqStatus(200)}
@@ -113,7 +113,7 @@ func TestReviewC_WhatWasTriedEnoughIsNotSentAfterItsDoubt(t *testing.T) {
 }
 
 // A letter that a program added has its operation in one place only.
-func TestReviewC_ARedriveHasTheOperationOfItsLetter(t *testing.T) {
+func TestDLQ_ARedriveHasTheOperationOfItsLetter(t *testing.T) {
 	d := mustDLQ(t, DLQConfig{})
 	operation := ""
 	_ = d.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
@@ -125,7 +125,7 @@ func TestReviewC_ARedriveHasTheOperationOfItsLetter(t *testing.T) {
 	require.Equal(t, "create-phone-call", operation)
 }
 
-func TestReviewC_ARedactedLetterIsNotSentHoweverItCame(t *testing.T) {
+func TestDLQ_ARedactedLetterIsNotSentHoweverItCame(t *testing.T) {
 	d := mustDLQ(t, DLQConfig{})
 	w := &dlqWorld{answer: dlqStatus(200)}
 	_ = d.Wrap(w)
@@ -137,7 +137,7 @@ func TestReviewC_ARedactedLetterIsNotSentHoweverItCame(t *testing.T) {
 
 // Redrive may be called from within another call, whose trip is none of the letter's: taken for part of that call, the work
 // would go past its key.
-func TestReviewC_ARedriveFromWithinACallTravelsOnItsOwn(t *testing.T) {
+func TestDLQ_ARedriveFromWithinACallTravelsOnItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
 		down := true

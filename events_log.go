@@ -28,7 +28,7 @@ func LogEvents(logger *slog.Logger) func(Event) {
 // Level is how much the event matters; see [LogEvents].
 func (e Event) Level() slog.Level {
 	switch e.Kind {
-	case EventLetterParked, EventLetterDropped, EventKeyDisputed, EventStoreFailed, EventPanic, EventEventsDropped:
+	case EventLetterParked, EventLetterDropped, EventLetterUnwritten, EventKeyDisputed, EventStoreFailed, EventPanic, EventEventsDropped:
 		return slog.LevelError
 	case EventHealthChanged:
 		return healthLevel(e.To)

@@ -19,8 +19,8 @@ import (
 
 // Transport returns the in-process way into the server: an http.RoundTripper without sockets and goroutines. It keeps
 // the RoundTripper contract, ends with the cause of the request's context when that is done, honours Request.Cancel, and
-// fires the httptrace hooks that net/http would: GetConn always, GotConn, WroteHeaders, WroteRequest and
-// GotFirstResponseByte only once there is something to report. An error for which nothing was sent carries
+// fires the httptrace hooks that net/http would: GetConn always, ConnectStart where a connection hangs, GotConn,
+// WroteHeaders, WroteRequest and GotFirstResponseByte only once there is something to report. An error for which nothing was sent carries
 // [resilience.MarkNotSent]: a refused or hanging connection, a context that was done before, a server that is closed or
 // not listening.
 func (s *Server) Transport() http.RoundTripper { return transport{s} }
@@ -81,6 +81,9 @@ func (t transport) connect(req *http.Request, trace *httptrace.ClientTrace) (*ex
 		t.s.refuse(x)
 		return nil, refusedConnection()
 	case ConnectHangs:
+		if trace.ConnectStart != nil { // a connection that is being made, as connect limits need to know
+			trace.ConnectStart("tcp", req.URL.Host)
+		}
 		switch t.s.hang(x) {
 		case gone:
 			t.s.refuse(x)

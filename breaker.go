@@ -243,17 +243,7 @@ func resultOf(ctx context.Context, resp *http.Response, err error) circuit.Resul
 	case errors.Is(err, ErrTooLarge), answered(err): // the server is there; its status says how well
 		return resultOfStatus(statusOf(err))
 	}
-	return resultOfFailure(err)
-}
-
-// resultOfFailure names the failure. What must happen once comes back as an error when the server answers 500 or more, and the
-// reason why a circuit opened is that status.
-func resultOfFailure(err error) circuit.Result {
-	cause := failureCause(err)
-	if code := codeIn(err); cause == "transport" && code >= http.StatusInternalServerError {
-		return resultOfStatus(code)
-	}
-	return circuit.Result{Outcome: circuit.Failure, Cause: cause}
+	return circuit.Result{Outcome: circuit.Failure, Cause: failureCause(err)}
 }
 
 func resultOfStatus(code int) circuit.Result {

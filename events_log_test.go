@@ -71,3 +71,8 @@ func TestLogEvents_NilIsTheDefaultOfTheMoment(t *testing.T) {
 	listen(Event{Kind: EventCircuitClose})
 	require.Contains(t, out.String(), "msg=circuit.close")
 }
+
+// A store that fails is an error, whichever store it is.
+func TestLogEvents_AStoreOfLettersThatFailsIsAnErrorToo(t *testing.T) {
+	require.Equal(t, slog.LevelError, Event{Kind: EventLetterUnwritten}.Level())
+}

@@ -1,15 +1,18 @@
 package resilience
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -477,3 +480,84 @@ type endingBody struct {
 
 func (b *endingBody) Read([]byte) (int, error) { b.read(); return 0, io.EOF }
 func (b *endingBody) Close() error             { b.closed = true; return nil }
+
+// net/http sends a GET again by itself when a connection that was used before breaks. That the dial for the second send
+// fails proves nothing about the first, which the server may have read.
+func TestCorner_AFailedDialProvesNothingAboutAnEarlierSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := NewTransport()
+		dials := 0
+		tr.DialContext = func(context.Context, string, string) (net.Conn, error) {
+			if dials++; dials > 1 {
+				return nil, syscall.ECONNREFUSED
+			}
+			client, server := net.Pipe()
+			go func() {
+				in := bufio.NewReader(server)
+				for n := range 2 {
+					req, err := http.ReadRequest(in)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					_, _ = io.Copy(io.Discard, req.Body)
+					if n == 0 {
+						_, _ = io.WriteString(server, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+					}
+				}
+				_ = server.Close() // it has read the second one
+			}()
+			return client, nil
+		}
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}, Fallback: FallbackConfig{Off: true}})
+		rt := s.Wrap(tr)
+		_, err := fetch(t.Context(), t, rt)
+		require.NoError(t, err)
+		_, err = fetch(t.Context(), t, rt)
+		require.ErrorIs(t, err, syscall.ECONNREFUSED)
+		require.Equal(t, 2, dials, "if net/http no longer sends it again, this shows nothing")
+		require.False(t, NotSent(err))
+		tr.CloseIdleConnections()
+		closeStack(t, s)
+	})
+}
+
+// A transport that breaks its contract, and a function of the user's, may return an answer with their error.
+func TestCorner_AnAnswerBesideAnErrorIsClosed(t *testing.T) {
+	for name, wrap := range map[string]func(next http.RoundTripper) http.RoundTripper{
+		"transport": func(next http.RoundTripper) http.RoundTripper {
+			return newTime(t, TimeoutConfig{}).Attempt().Wrap(next)
+		},
+		"fallback": func(next http.RoundTripper) http.RoundTripper {
+			f, err := NewFallback(FallbackConfig{Func: func(req *http.Request, _ error) (*http.Response, error) { return next.RoundTrip(req) }})
+			require.NoError(t, err)
+			return f.Wrap(failingWith(io.EOF))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := &endingBody{read: func() {}}
+			_, err := fetch(t.Context(), t, wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+				resp := reply(200, "")
+				resp.Body = body
+				return resp, io.ErrUnexpectedEOF
+			})))
+			require.Error(t, err)
+			require.True(t, body.closed)
+		})
+	}
+}
+
+// An answer that is too large is so the next time, too.
+func TestCorner_ATooLargeAnswerIsNotAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 4}})
+		sent := 0
+		_, err := fetch(t.Context(), t, s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			sent++
+			return reply(200, "much too large"), nil
+		})))
+		require.ErrorIs(t, err, ErrTooLarge)
+		require.Equal(t, 1, sent)
+		closeStack(t, s)
+	})
+}

@@ -50,9 +50,6 @@ func (g *gates) closeFor(operation string, after time.Duration, now time.Time, a
 	if until := now.Add(after); it.shut.Before(until) {
 		it.shut = until
 	}
-	if until := now.Add(after); it.next.Before(until) {
-		it.next = until
-	}
 }
 
 // reserve takes the next free start and returns how long it is until then. One that is further off than most is not taken:

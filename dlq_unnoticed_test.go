@@ -165,3 +165,23 @@ func TestDLQ_ARedriveFromWithinACallTravelsOnItsOwn(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// Work that was interrupted may have been done all the same.
+func TestDLQ_InterruptedWorkInDoubtIsNotReturnedAsItWas(t *testing.T) {
+	for effect, want := range map[Effect]RedriveStatus{EffectOnce: RedriveInDoubt, EffectIdempotent: RedriveReturned} {
+		d := mustDLQ(t, DLQConfig{})
+		ctx, cancel := context.WithCancel(t.Context())
+		d.Handle("op", func(ctx context.Context, _ Letter) error { cancel(); return ctx.Err() })
+		require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: effect}, Next: time.Now()}))
+		require.Equal(t, want, d.Redrive(ctx).Status)
+		require.Equal(t, effect == EffectOnce, dlqOnly(t, d).InDoubt)
+	}
+}
+
+// A write of another key that work made is not this letter's being turned away.
+func TestDLQ_WorkWhoseOwnCallWasParkedMayHaveBeenDone(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	d.Handle("op", func(context.Context, Letter) error { return &Error{Layer: "dlq", Err: ErrParked} })
+	require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: EffectOnce}, Next: time.Now()}))
+	require.Equal(t, RedriveInDoubt, d.Redrive(t.Context()).Status)
+}

@@ -29,8 +29,8 @@ func needsSubstitute(ctx context.Context, resp *http.Response, err error) string
 
 // causes are what a tree of errors says about why a call failed.
 type causes struct {
-	status                           int // of an answer
-	cut, closed, open, full, timeout bool
+	status                                      int // of an answer
+	cut, closed, open, full, throttled, timeout bool
 }
 
 // causesOf looks at each error once, where errors.Is would walk the tree for each sentinel. Only a deadline may be a foreign
@@ -46,6 +46,8 @@ func causesOf(err error) (c causes) {
 			c.open = true
 		case ErrFull:
 			c.full = true
+		case ErrThrottled:
+			c.throttled = true
 		case ErrTimeout:
 			c.timeout = true
 		}
@@ -69,6 +71,8 @@ func (c causes) word() string {
 		return "open"
 	case c.full:
 		return "full"
+	case c.throttled:
+		return "throttled"
 	case c.timeout:
 		return "timeout"
 	}

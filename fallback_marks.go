@@ -73,7 +73,8 @@ func Served(resp *http.Response) (age time.Duration, s Staleness, ok bool) {
 }
 
 // ServedReason says in one word why a substitute was served: "fresh" and "refresh" without asking, else the failure:
-// "transport", "timeout", "status" (of 500 and more), "truncated", "open", "full". Empty where [Served] says that there is none.
+// "transport", "timeout", "status" (of 500 and more), "truncated", "open", "full", "throttled". Empty where [Served] says that
+// there is none.
 func ServedReason(resp *http.Response) string {
 	if _, _, ok := Served(resp); !ok {
 		return ""

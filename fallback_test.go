@@ -187,6 +187,7 @@ func TestF02_TheReasonIsFoundWhereverItIsInTheError(t *testing.T) {
 		&Error{Layer: "timeout", StatusCode: 200, Err: fmt.Errorf("%w: more than 9 bytes", ErrTooLarge)}: "truncated",
 		fmt.Errorf("retry: %w", errors.Join(errDown, &Error{Err: ErrFull})):                              "full",
 		slowAsADeadline{}: "timeout",
+		&Error{Layer: "retry", Err: errors.Join(ErrThrottled, context.DeadlineExceeded)}: "throttled",
 	} {
 		_, s, rt := newShop(t, FallbackConfig{})
 		readText(t, rt)
@@ -683,6 +684,18 @@ func TestF06_AnAnswerThatDiffersTakesThePlace(t *testing.T) {
 			readText(t, rt)
 			require.Equal(t, alone.Stats().Bytes, once.Bytes, "the old one takes up nothing any more")
 		})
+	}
+}
+
+// An age that is too large to be read is the largest (RFC 9111 section 1.2.2); one that is none says nothing.
+func TestF07_AnAnswerOfUnreadableAge(t *testing.T) {
+	for age, served := range map[string]bool{"99999999999": false, "-1": true, "old": true} {
+		_, s, rt := newShop(t, FallbackConfig{})
+		s.says(http.StatusOK, "good", "Age", age)
+		readText(t, rt)
+		s.fails(errDown)
+		_, err := rt.RoundTrip(readOf(t.Context(), t, callURL))
+		require.Equal(t, served, err == nil, age)
 	}
 }
 

@@ -253,7 +253,8 @@ var (
 	// ErrInFlight: another process is executing this key. Nothing was sent by this call. Ask again after Error.RetryAfter.
 	ErrInFlight = errors.New("same key in flight elsewhere")
 	// ErrKeyReused: the key belongs to another request, which its record or a dead letter remembers. Nothing was sent,
-	// unless it is joined to what the call ended in. It is a fault of the program: name a new key. A request whose body is longer than TimeoutConfig.MaxRequestBytes cannot be compared and counts as another one.
+	// unless it is joined to what the call ended in. It is a fault of the program: name a new key. A request whose body is
+	// longer than TimeoutConfig.MaxRequestBytes cannot be compared and counts as another one.
 	ErrKeyReused = errors.New("idempotency key used for another request")
 	// ErrBadKey: the key named for the call is empty, too long, or has control characters. Nothing was sent.
 	ErrBadKey = errors.New("bad idempotency key")

@@ -4,6 +4,7 @@ package answers
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
@@ -141,7 +142,7 @@ func ageOf(h http.Header) time.Duration {
 		return 0
 	}
 	seconds, err := strconv.ParseUint(lines[0], 10, 31)
-	if err != nil {
+	if err != nil && !errors.Is(err, strconv.ErrRange) { // one that is too large counts as the largest, RFC 9111 section 1.2.2
 		return 0
 	}
 	return time.Duration(seconds) * time.Second

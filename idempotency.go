@@ -31,7 +31,7 @@ type IdempotencyConfig struct {
 	// ServerKeys says whether the API's own idempotency keys are relied upon. Default: they are sent, and that is all.
 	ServerKeys ServerKeys
 	// AssumeAbsentAfter settles a key in doubt as "nothing happened" when so much time has passed since it was sent and
-	// several look-ups found nothing. 0: never, and that is the default, since it is a guess: nothing can prove from
+	// several look-ups found nothing; without Reconcile the time alone counts, see also [Finder]. 0: never, the default, since it is a guess: nothing can prove from
 	// outside that a request will not take effect yet. It turns "at most one request" into "at least one": a person may
 	// be called twice. At least 10 minutes; each use is counted in Stats().Assumed.
 	AssumeAbsentAfter time.Duration
@@ -64,6 +64,12 @@ const (
 // the first send the same request under the same key is not executed again; 0: it does not.
 type KeyHonorer interface {
 	HonorsKey(operation string) time.Duration
+}
+
+// Finder is implemented by a [Reconciler] that cannot look for everything. Where Finds is false, that Find found nothing
+// says nothing at all, and AssumeAbsentAfter does not apply: such a key stays in doubt until evidence or a person settles it.
+type Finder interface {
+	Finds(operation string) bool
 }
 
 func (c IdempotencyConfig) withDefaults() IdempotencyConfig {

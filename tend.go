@@ -191,7 +191,7 @@ func (i *Idempotency) flying(rec Record) bool {
 
 // absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.
 func (i *Idempotency) absentIn(rec Record) time.Duration {
-	if i.cfg.AssumeAbsentAfter == 0 || (i.cfg.Reconcile != nil && rec.Lookups < minLookups) {
+	if i.cfg.AssumeAbsentAfter == 0 || !i.lookedEnough(rec) {
 		return 0
 	}
 	// The attempt itself must be over, too.
@@ -200,6 +200,15 @@ func (i *Idempotency) absentIn(rec Record) time.Duration {
 		from = rec.Lease
 	}
 	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
+}
+
+// lookedEnough reports whether absence may follow from the look-ups for a key: not where they could not have found it.
+func (i *Idempotency) lookedEnough(rec Record) bool {
+	if i.cfg.Reconcile == nil {
+		return true
+	}
+	f, partial := i.cfg.Reconcile.(Finder)
+	return rec.Lookups >= minLookups && (!partial || f.Finds(rec.Operation))
 }
 
 func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) Record {

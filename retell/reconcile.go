@@ -24,6 +24,7 @@ var (
 	_ resilience.Reconciler = (*reconciler)(nil)
 	_ resilience.Identifier = (*reconciler)(nil)
 	_ resilience.KeyHonorer = (*reconciler)(nil)
+	_ resilience.Finder     = (*reconciler)(nil)
 )
 
 // honored is how long Retell honours an idempotency_key, with room for a slow request: it says one hour.
@@ -148,6 +149,12 @@ func (r *reconciler) Find(ctx context.Context, rec resilience.Record) (resilienc
 		}
 	}
 	return ev, nil
+}
+
+// Finds implements [resilience.Finder]. Chats and texts cannot be looked for. The calls of a batch need not say which
+// batch they are of, so that one that was made may look as if it was not.
+func (r *reconciler) Finds(operation string) bool {
+	return r.client != nil && listed(operation) && !marked[operation].tasks
 }
 
 // listed reports whether list-calls shows what an operation creates.

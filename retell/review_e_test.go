@@ -1,0 +1,138 @@
+package retell_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/retell"
+	"github.com/retell-resilience/resilience/retell/retelltest"
+)
+
+// configured is against with a config.
+func configured(t *testing.T, cfg resilience.Config, test func(*testing.T, *retell.Client, *retelltest.Server), opts ...retelltest.Option) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer(opts...)
+		defer srv.Close()
+		c, err := retell.New("key_test", retell.WithTransport(srv.Transport()), retell.WithConfig(cfg))
+		require.NoError(t, err)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- c.Stack().Run(ctx) }()
+		test(t, c, srv)
+		stop()
+		require.NoError(t, <-ended)
+		require.NoError(t, c.Close(context.Background()))
+	})
+}
+
+func answer(status int, body string) *http.Response {
+	return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}
+}
+
+// A text cannot be looked up, so no look-up ever found that it is absent.
+func TestNoTextIsTakenForAbsentWithoutALookUp(t *testing.T) {
+	cfg := retell.Config()
+	cfg.Idempotency.AssumeAbsentAfter = 10 * time.Minute
+	cfg.DLQ.Off = true
+	configured(t, cfg, func(t *testing.T, c *retell.Client, srv *retelltest.Server) {
+		srv.Inject("create-sms-chat", retelltest.LostAnswer())
+		text := func() error {
+			_, err := c.Chats.CreateSMSChat(t.Context(), retell.CreateSMSChatParams{FromNumber: ours, ToNumber: theirs}, retell.IdempotencyKey("text:4711"))
+			return err
+		}
+		require.True(t, resilience.InDoubt(text()))
+		time.Sleep(2 * time.Hour)
+		require.Zero(t, srv.Requests("list-chats")+srv.Requests("list-calls"), "nobody was asked")
+		err := text()
+		require.True(t, resilience.InDoubt(err), err)
+		require.Equal(t, 1, srv.Texts(theirs))
+	})
+}
+
+// Layers without a client look nothing up, so no look-up ever found that the call is absent.
+func TestNoCallIsTakenForAbsentByLayersThatCannotLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer(retelltest.WithoutServerKeys())
+		defer srv.Close()
+		cfg := retell.Config()
+		cfg.Idempotency.AssumeAbsentAfter = 10 * time.Minute
+		cfg.DLQ.Off = true
+		stack, err := resilience.New(cfg)
+		require.NoError(t, err)
+		rt := stack.Wrap(srv.Transport())
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- stack.Run(ctx) }()
+		srv.Inject("create-phone-call", retelltest.LostAnswer())
+		call := func() error {
+			ctx := resilience.WithIdempotencyKey(t.Context(), "reminder:4711")
+			req, err := http.NewRequestWithContext(ctx, "POST", "https://api.retellai.com/v2/create-phone-call",
+				strings.NewReader(`{"from_number":"`+ours+`","to_number":"`+theirs+`"}`))
+			require.NoError(t, err)
+			req.Header.Set("Authorization", "Bearer key_test")
+			resp, err := rt.RoundTrip(req)
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			return err
+		}
+		require.True(t, resilience.InDoubt(call()))
+		time.Sleep(2 * time.Hour)
+		require.Zero(t, srv.Requests("list-calls"), "nobody was asked")
+		err = call()
+		stop()
+		require.NoError(t, <-ended)
+		require.NoError(t, stack.Close(context.Background()))
+		require.True(t, resilience.InDoubt(err), err)
+		require.Equal(t, 1, srv.Rings(theirs))
+	})
+}
+
+// The documented call object has no batch_call_id. Calls with the batch's marker still show that the batch was made.
+func TestABatchWhoseCallsDoNotNameItIsNotTakenForAbsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer()
+		defer srv.Close()
+		inner := srv.Transport()
+		rt := resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			resp, err := inner.RoundTrip(req)
+			if err != nil || !strings.HasSuffix(req.URL.Path, "/list-calls") {
+				return resp, err
+			}
+			body, _ := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			return answer(200, strings.ReplaceAll(string(body), `"batch_call_id":`, `"something_else":`)), nil
+		})
+		cfg := retell.Config()
+		cfg.Idempotency.AssumeAbsentAfter = 10 * time.Minute
+		cfg.DLQ.Off = true
+		c, err := retell.New("key_test", retell.WithTransport(rt), retell.WithConfig(cfg))
+		require.NoError(t, err)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- c.Stack().Run(ctx) }()
+		srv.Inject("create-batch-call", retelltest.LostAnswer())
+		batch := func() error {
+			_, err := c.BatchCalls.CreateBatchCall(t.Context(), retell.CreateBatchCallParams{
+				FromNumber: ours, Tasks: []retell.BatchCallTask{{ToNumber: theirs}},
+			}, retell.IdempotencyKey("campaign:1"))
+			return err
+		}
+		require.True(t, resilience.InDoubt(batch()))
+		time.Sleep(2 * time.Hour)
+		require.Positive(t, srv.Requests("list-calls"))
+		_ = batch()
+		stop()
+		require.NoError(t, <-ended)
+		require.NoError(t, c.Close(context.Background()))
+		require.Equal(t, 1, srv.Rings(theirs), "its calls were listed, with the marker")
+	})
+}

@@ -107,11 +107,22 @@ func markBody(operation string, body []byte, recordID, key string) ([]byte, erro
 		return nil, err
 	}
 	if how.serverKey {
-		if _, theirs := top.find("idempotency_key"); !theirs {
-			edits = append(edits, top.insert("idempotency_key", jsonText(serverKey(key))))
-		}
+		edits = append(edits, markServerKey(body, top, serverKey(key))...)
 	}
 	return splice(body, edits), nil
+}
+
+// markServerKey adds Retell's own key unless the caller has one. null and "" are the same as none, as what encodes a struct
+// without omitempty sends them: with ServerKeysTrust the call is sent again on the strength of this key.
+func markServerKey(body []byte, top *object, key string) []edit {
+	at, ok := top.find("idempotency_key")
+	switch {
+	case !ok:
+		return []edit{top.insert("idempotency_key", jsonText(key))}
+	case string(body[at.start:at.end]) == "null", string(body[at.start:at.end]) == `""`:
+		return []edit{{at, jsonText(key)}}
+	}
+	return nil
 }
 
 // markTasks marks each call of a batch. A body without tasks is left for the API to refuse.

@@ -2,6 +2,8 @@ package retell_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -134,5 +136,36 @@ func TestABatchWhoseCallsDoNotNameItIsNotTakenForAbsent(t *testing.T) {
 		require.NoError(t, <-ended)
 		require.NoError(t, c.Close(context.Background()))
 		require.Equal(t, 1, srv.Rings(theirs), "its calls were listed, with the marker")
+	})
+}
+
+// null is no key, as null is no metadata.
+func TestNoServerKeyThatIsNull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var keys []any
+		rings := map[any]int{}
+		rt := resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			body, _ := io.ReadAll(req.Body)
+			var in map[string]any
+			_ = json.Unmarshal(body, &in)
+			if strings.HasSuffix(req.URL.Path, "list-calls") {
+				return answer(200, `{"items":[],"has_more":false}`), nil
+			}
+			keys = append(keys, in["idempotency_key"])
+			rings[in["idempotency_key"]]++
+			return nil, errors.New("reset")
+		})
+		cfg := retell.Config()
+		cfg.Idempotency.ServerKeys = resilience.ServerKeysTrust
+		cfg.DLQ.Off = true
+		c, err := retell.New("key_test", retell.WithTransport(rt), retell.WithConfig(cfg))
+		require.NoError(t, err)
+		for range 2 {
+			_, err = retell.Do[retell.Call](t.Context(), c, "POST", "/v2/create-phone-call",
+				map[string]any{"from_number": ours, "to_number": theirs, "idempotency_key": nil}, retell.IdempotencyKey("reminder:4711"))
+			require.Error(t, err)
+		}
+		require.NotContains(t, keys, nil, "a call without a key was sent, and sent again")
+		require.NoError(t, c.Close(t.Context()))
 	})
 }

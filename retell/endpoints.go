@@ -72,7 +72,7 @@ var endpoints = [...]endpoint{
 	{"DELETE", "/delete-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}/version", 0},
 	{"GET", "/get-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}/version", cached},
 	{"GET", "/list-agent-versions/{agent_id}", read, request, normal, "agent/{agent_id}/version", cached},
-	{"POST", "/publish-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}/version", keep},
+	{"POST", "/publish-agent-version/{agent_id}", idempotent, request, normal, "agent/{agent_id}/version/published", keep},
 	{"POST", "/repair-agent/{agent_id}", idempotent, request, normal, "agent/{agent_id}/repair", 0},
 
 	{"POST", "/create-app", once, request, normal, "app", 0},

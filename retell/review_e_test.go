@@ -169,3 +169,19 @@ func TestNoServerKeyThatIsNull(t *testing.T) {
 		require.NoError(t, c.Close(t.Context()))
 	})
 }
+
+// A new draft says nothing about the version that waits to be published.
+func TestANewVersionDoesNotSupersedeAPublish(t *testing.T) {
+	configured(t, retell.Config(), func(t *testing.T, c *retell.Client, srv *retelltest.Server) {
+		srv.Inject("publish-agent-version", retelltest.Refuse(), retelltest.Refuse(), retelltest.Refuse())
+		_, err := retell.Do[retell.Empty](t.Context(), c, "POST", "/publish-agent-version/agent_test", map[string]any{"version": 0}, retell.IdempotencyKey("publish:0"))
+		require.ErrorIs(t, err, resilience.ErrParked)
+		_, err = retell.Do[retell.Agent](t.Context(), c, "POST", "/create-agent-version/agent_test", map[string]any{"base_version": 0})
+		require.NoError(t, err)
+		time.Sleep(30 * time.Minute)
+		for _, l := range c.Stack().DLQ.List(resilience.LetterFilter{}) {
+			t.Log(l, l.Superseded)
+		}
+		require.Equal(t, 1, srv.Effects("publish-agent-version"), "accepted, and never done")
+	})
+}

@@ -185,3 +185,49 @@ func TestANewVersionDoesNotSupersedeAPublish(t *testing.T) {
 		require.Equal(t, 1, srv.Effects("publish-agent-version"), "accepted, and never done")
 	})
 }
+
+// Only create-phone-call has a key of Retell's: a text is never sent again on its strength.
+func TestOnlyPhoneCallsAreSentAgainUnderRetellsKey(t *testing.T) {
+	cfg := retell.Config()
+	cfg.Idempotency.ServerKeys = resilience.ServerKeysTrust
+	cfg.DLQ.Off = true
+	configured(t, cfg, func(t *testing.T, c *retell.Client, srv *retelltest.Server) {
+		srv.Inject("create-sms-chat", retelltest.LostAnswer())
+		srv.Inject("create-phone-call", retelltest.LostAnswer())
+		for range 2 {
+			_, err := c.Chats.CreateSMSChat(t.Context(), retell.CreateSMSChatParams{FromNumber: ours, ToNumber: theirs}, retell.IdempotencyKey("text:4711"))
+			require.True(t, resilience.InDoubt(err), err)
+		}
+		require.Equal(t, 1, srv.Texts(theirs))
+		_, err := c.Calls.CreatePhoneCall(t.Context(), reminder, retell.IdempotencyKey("call:4711"))
+		require.True(t, resilience.InDoubt(err), err)
+		_, err = c.Calls.CreatePhoneCall(t.Context(), reminder, retell.IdempotencyKey("call:4711"))
+		require.NoError(t, err)
+		require.Equal(t, 2, srv.Requests("create-phone-call"), "sent again")
+		require.Equal(t, 1, srv.Rings(theirs))
+	})
+}
+
+// What create-sms-chat, create-web-call, register-phone-call answer names what was created, and a lost one is looked for.
+func TestEveryCreateIsNamedByItsAnswerAndLookedFor(t *testing.T) {
+	configured(t, retell.Config(), func(t *testing.T, c *retell.Client, srv *retelltest.Server) {
+		chat, err := c.Chats.CreateSMSChat(t.Context(), retell.CreateSMSChatParams{FromNumber: ours, ToNumber: theirs}, retell.IdempotencyKey("text:1"))
+		require.NoError(t, err)
+		rec, err := c.Stack().Idempotency.Lookup(t.Context(), "text:1")
+		require.NoError(t, err)
+		require.Equal(t, chat.ChatID, rec.CallID)
+
+		srv.Inject("register-phone-call", retelltest.LostAnswer())
+		srv.Inject("create-web-call", retelltest.LostAnswer())
+		_, err = c.Calls.RegisterPhoneCall(t.Context(), retell.RegisterPhoneCallParams{AgentID: "agent_test"}, retell.IdempotencyKey("register:1"))
+		require.True(t, resilience.InDoubt(err), err)
+		_, err = c.Calls.CreateWebCall(t.Context(), retell.CreateWebCallParams{AgentID: "agent_test"}, retell.IdempotencyKey("web:1"))
+		require.True(t, resilience.InDoubt(err), err)
+		time.Sleep(time.Minute)
+		for _, key := range []string{"register:1", "web:1"} {
+			rec, err = c.Stack().Idempotency.Lookup(t.Context(), key)
+			require.NoError(t, err)
+			require.Equal(t, resilience.KeyConfirmed, rec.State, key)
+		}
+	})
+}

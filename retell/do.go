@@ -210,11 +210,36 @@ func named(operation string, err error) error {
 	if errors.As(err, &withURL) && withURL == err { //nolint:errorlint // only the outermost can be taken off
 		err = withURL.Err
 	}
+	said := &quietError{err: err, text: withoutURLs(err, err.Error())}
 	var ours *resilience.Error
 	if errors.As(err, &ours) {
-		return fmt.Errorf("retell: %w", err)
+		return fmt.Errorf("retell: %w", said)
 	}
-	return fmt.Errorf("retell: %s: %w", operation, err)
+	return fmt.Errorf("retell: %s: %w", operation, said)
+}
+
+// quietError is an error of which the text names no URL.
+type quietError struct {
+	err  error
+	text string
+}
+
+func (e *quietError) Error() string { return e.text }
+func (e *quietError) Unwrap() error { return e.err }
+
+// withoutURLs takes out of a text what each *url.Error inside err put before its cause.
+func withoutURLs(err error, text string) string {
+	switch e := err.(type) { //nolint:errorlint // it visits every node itself
+	case *url.Error:
+		return withoutURLs(e.Err, strings.ReplaceAll(text, e.Error(), e.Err.Error()))
+	case interface{ Unwrap() error }:
+		return withoutURLs(e.Unwrap(), text)
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			text = withoutURLs(inner, text)
+		}
+	}
+	return text
 }
 
 // decode fills out and its Meta.

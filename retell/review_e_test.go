@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -230,4 +232,14 @@ func TestEveryCreateIsNamedByItsAnswerAndLookedFor(t *testing.T) {
 			require.Equal(t, resilience.KeyConfirmed, rec.State, key)
 		}
 	})
+}
+
+func TestNoURLInsideAnotherError(t *testing.T) {
+	c, err := retell.New("key_test", retell.WithTransport(resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		return nil, fmt.Errorf("gateway: %w", &url.Error{Op: "Get", URL: req.URL.String(), Err: io.EOF})
+	})))
+	require.NoError(t, err)
+	_, err = c.PhoneNumbers.Get(t.Context(), theirs, retell.Budget(time.Second))
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), "555")
 }

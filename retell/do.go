@@ -101,7 +101,7 @@ func PathID(id string) string { return url.PathEscape(id) }
 // checkPath refuses a path that would reach something else than it says: "/delete-agent/" with its id lost, or dots that
 // somebody on the way resolves.
 func checkPath(path string) bool {
-	if !strings.HasPrefix(path, "/") {
+	if !strings.HasPrefix(path, "/") || strings.Contains(path, "#") { // what follows it is never sent
 		return false
 	}
 	for segment := range strings.SplitSeq(path[1:], "/") {
@@ -164,7 +164,7 @@ func (c *Client) newRequest(ctx context.Context, method, path string, in any, ac
 		return nil, invalid(operation, "ctx", "is nil")
 	}
 	if !checkPath(plain) {
-		return nil, invalid(operation, "path", "needs a slash first, and no segment that is empty or dots")
+		return nil, invalid(operation, "path", "needs a slash first, no segment that is empty or dots, and no #")
 	}
 	var body Body
 	switch in := in.(type) {

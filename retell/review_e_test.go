@@ -243,3 +243,17 @@ func TestNoURLInsideAnotherError(t *testing.T) {
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "555")
 }
+
+func TestAPathThatLosesItsIDBehindAHashIsRefused(t *testing.T) {
+	var paths []string
+	c, err := retell.New("key_test", retell.WithTransport(resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		paths = append(paths, req.URL.RequestURI())
+		return answer(200, `{}`), nil
+	})))
+	require.NoError(t, err)
+	for _, path := range []string{"/delete-agent/#agent_1", "/delete-agent/..#", "/delete-agent/agent_1#/x"} {
+		_, err = retell.Do[retell.Empty](t.Context(), c, "DELETE", path, nil)
+		require.ErrorIs(t, err, retell.ErrInvalid, fmt.Sprint(path, paths))
+	}
+	require.Empty(t, paths)
+}

@@ -22,7 +22,7 @@ type UpdateLiveParams struct {
 type LiveFields struct {
 	// OverrideDynamicVariables: an empty, non-nil map clears the override.
 	OverrideDynamicVariables Variables          `json:"override_dynamic_variables,omitzero"`
-	Metadata                 Metadata           `json:"metadata,omitempty"` // replaces, at most 50 kB
+	Metadata                 Metadata           `json:"metadata,omitzero"` // replaces, at most 50 kB; empty, not nil: takes all away
 	DataStorageSetting       DataStorageSetting `json:"data_storage_setting,omitempty"`
 }
 

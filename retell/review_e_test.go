@@ -257,3 +257,15 @@ func TestAPathThatLosesItsIDBehindAHashIsRefused(t *testing.T) {
 	}
 	require.Empty(t, paths)
 }
+
+func TestLiveMetadataCanBeTakenAway(t *testing.T) {
+	var body []byte
+	c, err := retell.New("key_test", retell.WithTransport(resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		body, _ = io.ReadAll(req.Body)
+		return answer(200, `{"success":true}`), nil
+	})))
+	require.NoError(t, err)
+	_, err = c.Calls.UpdateLive(t.Context(), "call_1", retell.UpdateLiveParams{FieldsToOverride: &retell.LiveFields{Metadata: retell.Metadata{}}})
+	require.NoError(t, err)
+	require.JSONEq(t, `{"fields_to_override":{"metadata":{}}}`, string(body))
+}

@@ -21,6 +21,9 @@ type CallOption func(context.Context) context.Context
 
 // IdempotencyKey names the intent behind the call, for example "reminder:4711:2026-11-23": see
 // resilience.WithIdempotencyKey. Without it a lost answer cannot be recognised by another try, and nothing is parked.
+//
+// Retell remembers the key of a phone call for an hour. Within it a key that was made free here, by Idempotency.Forget or a
+// restart without a durable store, gets the earlier call as its answer, and nobody is called.
 func IdempotencyKey(key string) CallOption {
 	return func(ctx context.Context) context.Context { return resilience.WithIdempotencyKey(ctx, key) }
 }

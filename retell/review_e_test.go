@@ -269,3 +269,22 @@ func TestLiveMetadataCanBeTakenAway(t *testing.T) {
 	require.NoError(t, err)
 	require.JSONEq(t, `{"fields_to_override":{"metadata":{}}}`, string(body))
 }
+
+// Forgetting a key makes it new to us, and not to Retell, for an hour: IdempotencyKey says so.
+func TestAForgottenKeyIsRememberedByRetell(t *testing.T) {
+	configured(t, retell.Config(), func(t *testing.T, c *retell.Client, srv *retelltest.Server) {
+		call := func() *retell.PhoneCall {
+			call, err := c.Calls.CreatePhoneCall(t.Context(), reminder, retell.IdempotencyKey("call:4711"))
+			require.NoError(t, err)
+			require.NoError(t, c.Stack().Idempotency.Forget(t.Context(), "call:4711"))
+			require.False(t, call.Replayed, "not by us")
+			return call
+		}
+		first := call()
+		require.Equal(t, first.CallID, call().CallID)
+		require.Equal(t, 1, srv.Rings(theirs))
+		time.Sleep(time.Hour)
+		require.NotEqual(t, first.CallID, call().CallID)
+		require.Equal(t, 2, srv.Rings(theirs))
+	})
+}

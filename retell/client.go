@@ -93,7 +93,7 @@ func New(apiKey string, opts ...Option) (*Client, error) {
 	case strings.ContainsFunc(strings.TrimSpace(apiKey), unfitForHeader) || strings.ContainsFunc(o.userAgent, unfitForHeader):
 		return nil, errors.New("retell: the API key or the user agent has characters that no header can carry")
 	case err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") ||
-		base.RawQuery != "" || base.Fragment != "" || base.User != nil:
+		base.RawQuery != "" || base.ForceQuery || base.Fragment != "" || base.User != nil:
 		return nil, errors.New("retell: the base URL must be http or https, a host and at most a path") // its text may hold secrets
 	case o.config != nil && o.stack != nil:
 		return nil, errors.New("retell: WithConfig and WithStack exclude each other")

@@ -288,3 +288,8 @@ func TestAForgottenKeyIsRememberedByRetell(t *testing.T) {
 		require.Equal(t, 2, srv.Rings(theirs))
 	})
 }
+
+func TestBaseURLWithAQuestionMark(t *testing.T) {
+	_, err := retell.New("key_test", retell.WithBaseURL("https://api.retellai.com?"))
+	require.Error(t, err)
+}

@@ -214,6 +214,12 @@ func (c *Client) prober(base http.RoundTripper) func(context.Context) error {
 // Stack is the layers, to read their state, to steer them, and to Run them.
 func (c *Client) Stack() *resilience.Stack { return c.stack }
 
+// String names the client without its API key, which fmt would print.
+func (c *Client) String() string { return "retell client of " + c.host }
+
+// GoString is String.
+func (c *Client) GoString() string { return c.String() }
+
 // Transport is what the client sends through. Hand-written requests may use it too: they share circuits, slots and keys.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 

@@ -293,3 +293,11 @@ func TestBaseURLWithAQuestionMark(t *testing.T) {
 	_, err := retell.New("key_test", retell.WithBaseURL("https://api.retellai.com?"))
 	require.Error(t, err)
 }
+
+func TestClientPrintsNoKey(t *testing.T) {
+	c, err := retell.New("key_very_secret")
+	require.NoError(t, err)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+		require.NotContains(t, fmt.Sprintf(verb, c), "key_very_secret", verb)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -300,4 +301,45 @@ func TestClientPrintsNoKey(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		require.NotContains(t, fmt.Sprintf(verb, c), "key_very_secret", verb)
 	}
+}
+
+// A text that came in waits for an answer like a call that came in.
+func TestInboundTextIsAnsweredWithNoOverride(t *testing.T) {
+	h := retell.WebhookHandler(retell.WebhookConfig{APIKey: "key_test", Handle: func(context.Context, *retell.WebhookEvent) error { return nil }})
+	body := `{"event":"chat_inbound","chat_inbound":{"chat_id":"c1","from_number":"` + theirs + `","to_number":"` + ours + `"}}`
+	req := httptest.NewRequest("POST", "/", strings.NewReader(body))
+	req.Header.Set(retell.SignatureHeader, retelltest.Sign([]byte(body), "key_test", time.Now()))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, req)
+	require.Equal(t, 200, w.Code)
+	require.Equal(t, "application/json", w.Header().Get("Content-Type"))
+	require.JSONEq(t, `{"chat_inbound":{}}`, w.Body.String())
+}
+
+// An older transcript that was slow to handle does not make what came between it and the newest new again.
+func TestASlowOldTranscriptIsNotTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := make(chan struct{})
+		var handled []string
+		h := retell.WebhookHandler(retell.WebhookConfig{APIKey: "key_test", Handle: func(_ context.Context, e *retell.WebhookEvent) error {
+			if e.Call.Transcript == "1" {
+				<-slow
+			}
+			handled = append(handled, e.Call.Transcript)
+			return nil
+		}})
+		deliver := func(n int) {
+			body := fmt.Sprintf(`{"event":"transcript_updated","call":{"call_id":"c1","transcript":"%d"}}`, n)
+			req := httptest.NewRequest("POST", "/", strings.NewReader(body))
+			req.Header.Set(retell.SignatureHeader, retelltest.Sign([]byte(body), "key_test", time.Now().Add(time.Duration(n)*time.Second)))
+			h.ServeHTTP(httptest.NewRecorder(), req)
+		}
+		go deliver(1)
+		synctest.Wait()
+		deliver(3)
+		close(slow)
+		synctest.Wait()
+		deliver(2)
+		require.Equal(t, []string{"3", "1"}, handled)
+	})
 }

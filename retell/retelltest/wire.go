@@ -72,7 +72,7 @@ func unauthorized(h http.Header, key string) *answer {
 		return &a
 	}
 	got, ok := strings.CutPrefix(value, "Bearer ")
-	if ok && (got == key || key == "" && strings.HasPrefix(got, "key_")) {
+	if ok && (key != "" && got == key || key == "" && strings.HasPrefix(got, "key_")) {
 		return nil
 	}
 	a := fail(http.StatusUnauthorized, "Invalid API Key.").answer()

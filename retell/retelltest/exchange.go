@@ -44,9 +44,9 @@ func (x *exchange) name() string {
 }
 
 // arrive is the first thing that happens to a request: it chooses its fault.
-func (s *Server) arrive(method, path string) *exchange {
+func (s *Server) arrive(method, escapedPath string) *exchange {
 	x := &exchange{}
-	x.op, x.params = find(method, path)
+	x.op, x.params = find(method, escapedPath)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x.fault = s.pick(x.name())

@@ -147,7 +147,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, req *http.Request) {
 		s.servePeek(w, page)
 		return
 	}
-	x := s.arrive(req.Method, req.URL.Path)
+	x := s.arrive(req.Method, req.URL.EscapedPath())
 	x.ctx = req.Context()
 	if x.fault.Connect != ConnectOK {
 		s.refuse(x)

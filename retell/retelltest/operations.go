@@ -3,6 +3,7 @@ package retelltest
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -38,9 +39,15 @@ func nameOf(segments []string) string {
 	return segments[0]
 }
 
-// find returns the operation that a request is for, and the values of its path parameters.
-func find(method, path string) (*operation, []string) {
-	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+// find returns the operation that a request is for, and the values of its path parameters. A slash that is escaped is part
+// of a value.
+func find(method, escapedPath string) (*operation, []string) {
+	segments := strings.Split(strings.TrimPrefix(escapedPath, "/"), "/")
+	for i, escaped := range segments {
+		if raw, err := url.PathUnescape(escaped); err == nil {
+			segments[i] = raw
+		}
+	}
 	for _, o := range byName[nameOf(segments)] {
 		if params, ok := o.match(method, segments); ok {
 			return o, params

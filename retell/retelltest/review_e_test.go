@@ -30,3 +30,11 @@ func TestAnEmptyKeyIsRefused(t *testing.T) {
 	status, _ := ask(t, srv, "GET", "/list-voices", "Bearer ", "")
 	require.Equal(t, 401, status)
 }
+
+func TestAnIDMayHoldAnEscapedSlash(t *testing.T) {
+	srv := retelltest.NewServer()
+	defer srv.Close()
+	status, _ := ask(t, srv, "GET", "/v2/get-call/a%2Fb", "Bearer key_x", "")
+	require.Equal(t, 422, status)
+	require.Equal(t, 1, srv.Requests("get-call"))
+}

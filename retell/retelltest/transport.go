@@ -70,11 +70,11 @@ func (t transport) connect(req *http.Request, trace *httptrace.ClientTrace) (*ex
 	}
 	if t.s.down() {
 		x := &exchange{}
-		x.op, x.params = find(methodOf(req), req.URL.Path)
+		x.op, x.params = find(methodOf(req), req.URL.EscapedPath())
 		t.s.refuse(x)
 		return nil, refusedConnection()
 	}
-	x := t.s.arrive(methodOf(req), req.URL.Path)
+	x := t.s.arrive(methodOf(req), req.URL.EscapedPath())
 	x.ctx, x.cancel = req.Context(), req.Cancel //nolint:staticcheck // http.Client still sets it for foreign transports
 	switch x.fault.Connect {
 	case ConnectRefused:

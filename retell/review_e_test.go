@@ -343,3 +343,38 @@ func TestASlowOldTranscriptIsNotTheNewest(t *testing.T) {
 		require.Equal(t, []string{"3", "1"}, handled)
 	})
 }
+
+// Whoever forgot to set the key has no key: everybody could sign with it.
+func TestNothingIsSignedWithoutAKey(t *testing.T) {
+	body := []byte(`{"event":"call_ended","call":{"call_id":"c1"}}`)
+	require.NoError(t, retell.VerifyWebhook(body, "key_test", retelltest.Sign(body, "key_test", time.Now())))
+	require.ErrorIs(t, retell.VerifyWebhook(body, "", retelltest.Sign(body, "", time.Now())), retell.ErrBadSignature)
+}
+
+func TestNoSignatureIsTakenOrPanickedAtThatOnlyLooksLikeOne(t *testing.T) {
+	body := []byte(`{"event":"call_ended","call":{"call_id":"c1"}}`)
+	stamp, digest, _ := strings.Cut(retelltest.Sign(body, "key_test", time.Now()), ",")
+	for _, signature := range []string{
+		",", "v,", "v=,", "v=1,", "v=1,d", "v=1,d=", stamp + ",", stamp + ",d", "," + digest, "v," + digest,
+		"x" + stamp[1:] + "," + digest, stamp + ",x" + digest[1:], stamp + ", " + digest[1:], stamp + "," + digest[:len(digest)-1],
+	} {
+		require.ErrorIs(t, retell.VerifyWebhook(body, "key_test", signature), retell.ErrBadSignature, signature)
+	}
+}
+
+// Forgetting an older transcript does not forget which was the newest.
+func TestTheNewestTranscriptOutlivesOlderOnes(t *testing.T) {
+	var handled []string
+	h := retell.WebhookHandler(retell.WebhookConfig{APIKey: "key_test", MaxRemembered: 1, Handle: func(_ context.Context, e *retell.WebhookEvent) error {
+		handled = append(handled, e.Call.Transcript)
+		return nil
+	}})
+	now := time.Now()
+	for _, n := range []int{1, 3, 2} {
+		body := fmt.Sprintf(`{"event":"transcript_updated","call":{"call_id":"c1","transcript":"%d"}}`, n)
+		req := httptest.NewRequest("POST", "/", strings.NewReader(body))
+		req.Header.Set(retell.SignatureHeader, retelltest.Sign([]byte(body), "key_test", now.Add(time.Duration(n)*time.Second)))
+		h.ServeHTTP(httptest.NewRecorder(), req)
+	}
+	require.Equal(t, []string{"1", "3"}, handled)
+}

@@ -378,3 +378,34 @@ func TestTheNewestTranscriptOutlivesOlderOnes(t *testing.T) {
 	}
 	require.Equal(t, []string{"1", "3"}, handled)
 }
+
+func TestEachEventOfALifeIsNamedByItsID(t *testing.T) {
+	for want, body := range map[string]string{
+		"call_started:c1":  `{"event":"call_started","call":{"call_id":"c1"}}`,
+		"call_analyzed:c1": `{"event":"call_analyzed","call":{"call_id":"c1"},"chat":null}`,
+		"chat_started:h1":  `{"event":"chat_started","call":null,"chat":{"chat_id":"h1"}}`,
+		"chat_ended:h1":    `{"event":"chat_ended","chat":{"chat_id":"h1"}}`,
+		"chat_analyzed:h1": `{"event":"chat_analyzed","chat":{"chat_id":"h1"}}`,
+		"call_inbound:c1":  `{"event":"call_inbound","call_inbound":{"call_id":"c1","from_number":"` + theirs + `"}}`,
+		"chat_inbound:h1":  `{"event":"chat_inbound","chat_inbound":{"chat_id":"h1","from_number":"` + theirs + `"}}`,
+	} {
+		e, err := retell.ParseWebhook([]byte(body))
+		require.NoError(t, err)
+		require.Equal(t, want, e.Key())
+	}
+}
+
+// A transfer that is delivered again need not have the same bytes; one to another place or of another time is another.
+func TestATransferIsNamedByItsCallItsTimeAndItsPlace(t *testing.T) {
+	for _, event := range []string{"transfer_started", "transfer_bridged", "transfer_cancelled", "transfer_ended"} {
+		key := func(start int, number, rest string) string {
+			e, err := retell.ParseWebhook(fmt.Appendf(nil,
+				`{"event":%q,"call":{"call_id":"c1","start_timestamp":%d%s},"transfer_destination":{"number":%q}}`, event, start, rest, number))
+			require.NoError(t, err)
+			return e.Key()
+		}
+		require.Equal(t, key(1, ours, ""), key(1, ours, `,"transcript":"more"`))
+		require.NotEqual(t, key(1, ours, ""), key(2, ours, ""))
+		require.NotEqual(t, key(1, ours, ""), key(1, theirs, ""))
+	}
+}

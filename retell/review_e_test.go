@@ -409,3 +409,13 @@ func TestATransferIsNamedByItsCallItsTimeAndItsPlace(t *testing.T) {
 		require.NotEqual(t, key(1, ours, ""), key(1, theirs, ""))
 	}
 }
+
+// An endpoint that came later than the catalogue may say 422 too.
+func TestAnEndpointThatIsNotKnownIsRefusedLikeAnother(t *testing.T) {
+	c, err := retell.New("key_test", retell.WithTransport(resilience.RoundTripFunc(
+		func(*http.Request) (*http.Response, error) { return answer(422, `{"message":"x"}`), nil })))
+	require.NoError(t, err)
+	_, err = retell.Do[retell.Empty](t.Context(), c, "GET", "/v9/brand-new/x", nil)
+	require.ErrorIs(t, err, retell.ErrInvalid)
+	require.NotErrorIs(t, err, retell.ErrNotFound)
+}

@@ -182,6 +182,7 @@ type DLQ struct {
 	reconcile func(ctx context.Context, key string) keyNews
 	keyClock  func() time.Time
 	paused    func() (bool, time.Duration)
+	closing   <-chan struct{} // closed: nobody waits for room any more
 
 	journal *letterJournal // nil: letters are in memory only
 

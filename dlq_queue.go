@@ -209,6 +209,9 @@ func (d *DLQ) admitLater(ctx context.Context, l *Letter, road leg) (placed, erro
 		case <-ctx.Done():
 			d.leaveLine(turn)
 			return placed{}, errNoRoom
+		case <-d.closing:
+			d.leaveLine(turn)
+			return placed{}, ErrClosed
 		case <-turn:
 		}
 		p, err := d.admitNow(l, road, false)

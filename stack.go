@@ -244,7 +244,7 @@ func (s *Stack) wire(cfg Config) {
 // wireKeys ties letters and keys together: a letter pins its key, and the outcome of a key settles its letter.
 func (s *Stack) wireKeys() {
 	if s.DLQ != nil {
-		s.DLQ.reenter = s.admit
+		s.DLQ.reenter, s.DLQ.closing = s.admit, s.closing
 		if s.Breaker != nil {
 			s.DLQ.paused = s.redrivePause
 		}

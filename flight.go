@@ -257,6 +257,8 @@ func (f *flight) deserted() bool {
 	return f.waiters == 0
 }
 
+var errSettled = errors.New("the outcome is known")
+
 // publish hands the result to all waiters; the first one counts, which may be evidence that came before the answer.
 func (f *flight) publish(r result) {
 	f.mu.Lock()
@@ -266,7 +268,11 @@ func (f *flight) publish(r result) {
 		close(f.done)
 	}
 	unread := !taken || f.left
+	h := f.handing
 	f.mu.Unlock()
+	if h != nil { // the outcome came from elsewhere: nobody waits for room for a letter any more
+		h.hurry(errSettled)
+	}
 	if unread && tailOf(r.resp, r.err) != nil && r.err == nil {
 		_ = r.resp.Body.Close() // a stream that nobody is there to read
 	}

@@ -164,7 +164,9 @@ func (i *Idempotency) remember(f *flight) {
 	}
 	rec := f.rec
 	rec.Expires = now.Add(i.cfg.TTL)
-	if _, _, err := i.swap(context.WithoutCancel(f.ctx), rec.Version, rec); err != nil {
+	ctx, cancel := lasting(f.ctx)
+	defer cancel()
+	if _, _, err := i.swap(ctx, rec.Version, rec); err != nil {
 		i.counts.storeErrors.Add(1)
 	}
 }
@@ -317,7 +319,9 @@ func (i *Idempotency) giveBack(f *flight) {
 	}
 	i.counts.refused.Add(1)
 	e := keyEvent{kind: eventRelease, token: f.token, keep: i.retention(f.named)}
-	rec, err := i.advance(context.WithoutCancel(f.ctx), f.rec, e)
+	ctx, cancel := lasting(f.ctx)
+	defer cancel()
+	rec, err := i.advance(ctx, f.rec, e)
 	if err != nil && !errors.Is(err, errConflict) {
 		i.counts.storeErrors.Add(1) // the lease frees the key
 		return

@@ -24,13 +24,16 @@ func (i *Idempotency) deduplicate(ctx context.Context, t *trip, req *http.Reques
 	}
 	resp, err := next.travel(ctx, t, req)
 	if err == nil && isSuccess(resp.StatusCode) && tailOf(resp, nil) == nil {
-		i.keepResult(context.WithoutCancel(ctx), t, rec.Version, id, print, resp)
+		i.keepResult(ctx, t, rec.Version, id, print, resp)
 	}
 	return resp, err
 }
 
-// keepResult remembers a finished result; failing to is counted, and costs only the replay.
+// keepResult remembers a finished result; failing to is counted, and costs only the replay. So the caller, who has the
+// answer, waits for it no longer than their time and the store's patience last.
 func (i *Idempotency) keepResult(ctx context.Context, t *trip, version uint64, id, print string, resp *http.Response) {
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
 	now := i.store.Now()
 	a := receiptOf(resp)
 	rec := Record{

@@ -99,7 +99,9 @@ func (i *Idempotency) intend(f *flight) (Record, error) {
 		e.kind = eventResend
 		i.counts.resent.Add(1)
 	}
-	rec, err := i.advance(f.ctx, f.rec, e)
+	ctx, cancel := context.WithTimeout(f.ctx, storePatience) // past the commit no leaving waiter ends the flight
+	defer cancel()
+	rec, err := i.advance(ctx, f.rec, e)
 	switch {
 	case err == nil:
 		f.rec = rec
@@ -251,7 +253,8 @@ func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerRecei
 	a.lease = i.claimRequest(f).lease
 	// Whoever was told that the outcome is in doubt has the key, named or not, and will come back with it.
 	e := keyEvent{kind: eventAnswer, token: f.token, answer: a, keep: i.retention(f.named || from.ID == "" || f.isTold())}
-	ctx := context.WithoutCancel(f.ctx)
+	ctx, cancel := lasting(f.ctx)
+	defer cancel()
 	var rec Record
 	var err error
 	if from.ID != "" {

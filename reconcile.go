@@ -60,6 +60,15 @@ func (i *Idempotency) swap(ctx context.Context, old uint64, rec Record) (version
 	return version, swapped, err
 }
 
+// storePatience is how long the store may take to record what has happened. One that hangs has failed: the outcome is
+// remembered here, and Run repeats the write. So it holds no slot, no answer, and not Close.
+const storePatience = 5 * time.Second
+
+// lasting is a context for what is recorded although the caller may have left.
+func lasting(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), storePatience)
+}
+
 func recoverAsError(err *error) {
 	if v := recover(); v != nil {
 		*err = fmt.Errorf("panic: %T", v)
@@ -396,8 +405,10 @@ func (i *Idempotency) shutdown(ctx context.Context) error {
 	}
 	i.mu.Unlock()
 	inDoubt := 0
+	ctx, cancel := lasting(ctx)
+	defer cancel()
 	for _, f := range flights {
-		if f.sent() && i.abandon(f) {
+		if f.sent() && i.abandon(ctx, f) {
 			inDoubt++
 		}
 		f.cancel(ErrClosed)
@@ -409,8 +420,7 @@ func (i *Idempotency) shutdown(ctx context.Context) error {
 }
 
 // abandon records the send of a flight as in doubt before its answer is there.
-func (i *Idempotency) abandon(f *flight) bool {
-	ctx := context.WithoutCancel(f.ctx)
+func (i *Idempotency) abandon(ctx context.Context, f *flight) bool {
 	rec, err := i.load(ctx, f.id)
 	if err != nil || rec.State != KeySending {
 		return false

@@ -1,0 +1,103 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var errHungStore = errors.New("hung")
+
+// hungStore answers no write before its context ends.
+type hungStore struct{ *MemoryStore }
+
+func (s hungStore) CompareAndSwap(ctx context.Context, _ uint64, _ Record) (uint64, bool, error) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Hour):
+	}
+	return 0, false, errHungStore
+}
+
+// Nobody waits longer than the smallest deadline: also not for a store that takes its time to remember an answer.
+func TestIdempotency_AHungStoreHoldsNoIdempotentWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: hungStore{NewMemoryStore(0)}}})
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		resp, err := dial(WithCall(ctx, Call{Effect: EffectIdempotent}), t, s.Wrap(&phone{}), "k", dialBody)
+		t.Log(resp, err)
+		require.LessOrEqual(t, time.Since(began), 5*time.Second)
+		closeStack(t, s)
+	})
+}
+
+// laterHungStore takes claims and intents, and hangs when an outcome is to be written, until the context ends.
+type laterHungStore struct{ *MemoryStore }
+
+func (s laterHungStore) CompareAndSwap(ctx context.Context, old uint64, r Record) (uint64, bool, error) {
+	if r.State != KeyClaimed && r.State != KeySending {
+		return hungStore(s).CompareAndSwap(ctx, old, r)
+	}
+	return s.MemoryStore.CompareAndSwap(ctx, old, r)
+}
+
+// The slot, the answer and Close do not depend on a store that hangs after the send.
+func TestIdempotency_AHungStoreHoldsNeitherSlotNorAnswerNorClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: laterHungStore{NewMemoryStore(0)}}})
+		began := time.Now()
+		resp, err := dial(WithBudget(t.Context(), 20*time.Second), t, s.Wrap(&phone{}), "k", dialBody)
+		t.Log(time.Since(began), err, s.Stats().Bulkhead.InUse)
+		require.NoError(t, err, "I14: the answer is returned, and this process answers from memory")
+		require.Equal(t, 201, resp.StatusCode)
+		require.Zero(t, s.Stats().Bulkhead.InUse)
+		began = time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		require.NoError(t, s.Close(ctx))
+		require.LessOrEqual(t, time.Since(began), 3*time.Second)
+	})
+}
+
+func TestX06_CloseEndsWithItsContextOverAHungStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: laterHungStore{NewMemoryStore(0)}}})
+		go func() { _, _ = dial(t.Context(), t, s.Wrap(&phone{}), "k", dialBody) }()
+		time.Sleep(time.Second)
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.Error(t, s.Close(ctx))
+		require.LessOrEqual(t, time.Since(began), 10*time.Second)
+		time.Sleep(2 * time.Hour)
+	})
+}
+
+// intentHungStore hangs at the intent.
+type intentHungStore struct{ *MemoryStore }
+
+func (s intentHungStore) CompareAndSwap(ctx context.Context, old uint64, r Record) (uint64, bool, error) {
+	if r.State == KeySending {
+		return hungStore(s).CompareAndSwap(ctx, old, r)
+	}
+	return s.MemoryStore.CompareAndSwap(ctx, old, r)
+}
+
+func TestIdempotency_AStoreThatHangsAtTheIntentSendsNothingAndHoldsNoSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: intentHungStore{NewMemoryStore(0)}}})
+		p := &phone{}
+		_, err := dial(WithBudget(t.Context(), 20*time.Second), t, s.Wrap(p), "k", dialBody)
+		require.Zero(t, p.sends)
+		require.ErrorIs(t, err, ErrStore)
+		require.True(t, NotSent(err))
+		require.Zero(t, s.Stats().Bulkhead.InUse)
+		closeStack(t, s)
+	})
+}

@@ -419,3 +419,17 @@ func TestAnEndpointThatIsNotKnownIsRefusedLikeAnother(t *testing.T) {
 	require.ErrorIs(t, err, retell.ErrInvalid)
 	require.NotErrorIs(t, err, retell.ErrNotFound)
 }
+
+func TestOneDotIsNoID(t *testing.T) {
+	var sent int
+	c, err := retell.New("key_test", retell.WithTransport(resilience.RoundTripFunc(
+		func(*http.Request) (*http.Response, error) { sent++; return answer(400, `{"message":null,"error_message":"said"}`), nil })))
+	require.NoError(t, err)
+	require.ErrorIs(t, c.Calls.Delete(t.Context(), "."), retell.ErrInvalid)
+	_, err = retell.Do[retell.Empty](t.Context(), c, "DELETE", "/delete-agent/.", nil)
+	require.ErrorIs(t, err, retell.ErrInvalid)
+	require.Zero(t, sent)
+	var said *retell.Error
+	require.ErrorAs(t, c.Calls.Delete(t.Context(), "call_1"), &said)
+	require.Equal(t, "said", said.Message)
+}

@@ -64,6 +64,9 @@ func (i *Idempotency) swap(ctx context.Context, old uint64, rec Record) (version
 // remembered here, and Run repeats the write. So it holds no slot, no answer, and not Close.
 const storePatience = 5 * time.Second
 
+// abandonPatience is how long it may take for all that Close has to give up; what is not recorded then, the lease tells.
+const abandonPatience = time.Second
+
 // lasting is a context for what is recorded although the caller may have left.
 func lasting(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), storePatience)
@@ -405,7 +408,7 @@ func (i *Idempotency) shutdown(ctx context.Context) error {
 	}
 	i.mu.Unlock()
 	inDoubt := 0
-	ctx, cancel := lasting(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonPatience)
 	defer cancel()
 	for _, f := range flights {
 		if f.sent() && i.abandon(ctx, f) {

@@ -224,7 +224,16 @@ func (l *Letter) sameWrite(other Letter, whole bool) bool {
 	}
 	other.Header = nil
 	other.strip() // as l is
-	return whole && l.Operation == other.Operation && l.Method == other.Method && l.URL == other.URL && sameBody(l.Body, other.Body)
+	return whole && l.Operation == other.Operation && l.Method == other.Method && l.URL == other.URL && l.host() == other.host() &&
+		sameBody(l.Body, other.Body)
+}
+
+// host is what the request says whom it is for, where one address serves many.
+func (l *Letter) host() string {
+	if u, err := url.Parse(l.URL); l.Host == "" && err == nil {
+		return u.Host
+	}
+	return l.Host
 }
 
 func sameBody(a, b []byte) bool {

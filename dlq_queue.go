@@ -295,6 +295,7 @@ func (d *DLQ) join(s *letterSlot, l *Letter) placed {
 	d.box.change(s, func(old *Letter) {
 		d.failAgain(old, last, l.InDoubt, true)
 		old.DoubtSince = later(old.DoubtSince, l.DoubtSince)
+		old.Superseded = old.Superseded || d.overtaken(l.Call.Resource, later(old.First, l.First))
 	})
 	d.tell(EventLetterAdded, s.letter, "merged")
 	d.wake()

@@ -43,3 +43,37 @@ func TestLetter_IsNotTakenForAWriteToAnotherHost(t *testing.T) {
 	})
 }
 
+
+// Two calls with one key fail one after the other, and between them a newer write of the same resource has worked.
+func TestLetter_StaysSupersededWhenAnOlderCallWithItsKeyFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		fail := map[string]chan struct{}{"first": make(chan struct{}), "second": make(chan struct{})}
+		rt := d.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if wait := fail[req.Header.Get("Call")]; wait != nil {
+				<-wait
+				return nil, io.EOF
+			}
+			return reply(200, "{}"), nil
+		}))
+		put := func(key, call, body string) error {
+			ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1"})
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+			req.Header.Set("Call", call)
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		ends := make(chan error, 2)
+		for _, call := range []string{"first", "second"} {
+			go func() { ends <- put("old", call, "old") }()
+		}
+		time.Sleep(time.Second)
+		close(fail["first"])
+		require.ErrorIs(t, <-ends, ErrParked)
+		require.NoError(t, put("new", "", "new"))
+		require.Equal(t, 1, d.Stats().Superseded)
+		close(fail["second"])
+		require.ErrorIs(t, <-ends, ErrParked)
+		require.Equal(t, 1, d.Stats().Superseded, "the older write would undo the newer one")
+	})
+}

@@ -119,7 +119,8 @@ func (d *DLQ) take(ctx context.Context) (*lease, RedriveResult) {
 
 // letterContext is what travels with a redrive.
 func (d *DLQ) letterContext(ctx context.Context, l *Letter) context.Context {
-	ctx = context.WithValue(ctx, tripKey{}, (*trip)(nil)) // Redrive may be called from within another call
+	ctx = context.WithValue(ctx, tripKey{}, (*trip)(nil))           // Redrive may be called from within another call
+	ctx = context.WithValue(ctx, overridesKey{}, (*overrides)(nil)) // and under a context that describes others
 	call := l.Call
 	call.Operation, call.Priority = l.Operation, PriorityBulk
 	ctx = WithCall(ctx, call)

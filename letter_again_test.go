@@ -77,3 +77,36 @@ func TestLetter_StaysSupersededWhenAnOlderCallWithItsKeyFails(t *testing.T) {
 		require.Equal(t, 1, d.Stats().Superseded, "the older write would undo the newer one")
 	})
 }
+
+// A redrive under a context that describes other calls goes as its letter says.
+func TestLetter_IsRedrivenAsItSaysWhateverTheContextOfTheRedriveSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sent := 0
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Off: true}})
+		s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			sent++
+			return nil, io.EOF
+		}))
+		require.NoError(t, s.DLQ.Add(Letter{Key: "k", Method: http.MethodPost, URL: "http://h/calls", Next: time.Now()}))
+		ctx := WithCall(t.Context(), Call{Effect: EffectRead, Resource: "list"})
+		require.Equal(t, RedriveInDoubt, s.DLQ.Redrive(ctx).Status)
+		closeStack(t, s)
+		require.Equal(t, 1, sent, "it happens once at most, however often the context says it may")
+	})
+}
+
+// The budget of whoever redrives is not the letter's.
+func TestLetter_IsRedrivenWithTheDefaultBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{})
+		s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}))
+		require.NoError(t, s.DLQ.Add(Letter{Key: "k", Method: http.MethodPost, URL: "http://h/calls", Next: time.Now()}))
+		result := s.DLQ.Redrive(WithBudget(t.Context(), time.Second))
+		time.Sleep(time.Minute)
+		closeStack(t, s)
+		require.Equal(t, RedriveDone, result.Status)
+	})
+}

@@ -184,7 +184,7 @@ func (d *DLQ) settle(id string, news keyNews) {
 	switch {
 	case s == nil:
 	case news.verdict == keyDone:
-		d.ack(s, "settled", 0)
+		d.found(s)
 	case news.verdict == keyUnknown && !s.letter.InDoubt:
 		d.doubt(s, true, time.Time{})
 	case s.letter.InDoubt && s.letter.clearedBy(news):

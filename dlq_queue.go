@@ -378,6 +378,12 @@ func (d *DLQ) ack(s *letterSlot, cause string, status int) {
 	d.roomCame()
 }
 
+// found removes a letter whose write was found to have happened: older ones of its resource must not undo it.
+func (d *DLQ) found(s *letterSlot) {
+	d.ack(s, "settled", 0)
+	d.supersede(s.letter.Call.Resource, s.letter.First)
+}
+
 // roomCame lets the first of those who wait for room try.
 func (d *DLQ) roomCame() {
 	d.callNext()

@@ -180,7 +180,7 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 	switch {
 	case verdict == keyDone:
 		d.counters.Redriven++
-		d.ack(s, "settled", 0)
+		d.found(s)
 		return RedriveResult{Status: RedriveDone, LetterID: ls.letter.ID}, true
 	case verdict == keyNotApplied && !enough:
 		d.box.change(s, func(l *Letter) { l.setDoubt(false, time.Time{}) })

@@ -43,7 +43,6 @@ func TestLetter_IsNotTakenForAWriteToAnotherHost(t *testing.T) {
 	})
 }
 
-
 // Two calls with one key fail one after the other, and between them a newer write of the same resource has worked.
 func TestLetter_StaysSupersededWhenAnOlderCallWithItsKeyFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -108,5 +107,42 @@ func TestLetter_IsRedrivenWithTheDefaultBudget(t *testing.T) {
 		time.Sleep(time.Minute)
 		closeStack(t, s)
 		require.Equal(t, RedriveDone, result.Status)
+	})
+}
+
+// A write that is found to have worked is as good a reason to leave an older one as one that was seen to work.
+func TestLetter_IsSupersededByANewerOneThatIsFoundToHaveWorked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		state, mode := "", "refuse"
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			b, _ := io.ReadAll(req.Body)
+			switch mode {
+			case "refuse":
+				return nil, MarkNotSent(io.EOF)
+			case "lose":
+				state = string(b)
+				return nil, io.EOF
+			}
+			state = string(b)
+			return reply(200, "{}"), nil
+		}))
+		patch := func(key, body string) error {
+			ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1"})
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPatch, "http://h/agent/1", strings.NewReader(body))
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		require.ErrorIs(t, patch("1", "old"), ErrParked)
+		time.Sleep(time.Second)
+		mode = "lose"
+		require.ErrorIs(t, patch("2", "new"), ErrInDoubt)
+		mode = "work"
+		require.NoError(t, s.Idempotency.Resolve(t.Context(), "2", Resolution{State: KeyConfirmed, Reason: "seen"}))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Equal(t, "new", state)
 	})
 }

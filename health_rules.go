@@ -42,9 +42,9 @@ var layerReadings = map[string][]string{
 // What is read of each component, the main reading first, its Unit or States, and what is worse than healthy by default. A
 // layer that is left out is not watched.
 //
-//	api       responseTime      ms; ok or a word for what is wrong with the probe's answer: unhealthy, 402 and 403 degraded
+//	api       responseTime      ms; ok or a word for what is wrong with the probe's answer: unhealthy, 402 and 429 degraded
 //	circuit   state             closed, half-open, open: the last two degraded; one reading for each circuit that is not closed
-//	          failure rate      %
+//	          failure rate      %; unknown where fewer than BreakerConfig.MinCalls have ended
 //	dlq       letters           letters: more than HealthConfig.WarnLetters, or four fifths of what DLQConfig allows
 //	          parked, in doubt  letters
 //	          oldest            s, of a letter that waits
@@ -303,4 +303,4 @@ func storeReading(down bool) CheckResult {
 }
 
 func atFourFifths(n, room int) bool   { return room > 0 && n >= room-room/5 }
-func overFourFifths(n, room int) bool { return room > 0 && n > room-room/5 }
+func overFourFifths(n, room int) bool { return room > 0 && n >= room-(room-1)/5 }

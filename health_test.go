@@ -200,7 +200,7 @@ func TestH13_QueuesShedsAndAbandonedWork(t *testing.T) {
 		waiting, room int
 		want          Status
 	}{
-		{0, 100, Healthy}, {80, 100, Healthy}, {81, 100, Degraded}, {5000, -1, Healthy}, {0, 0, Healthy}, {1, 1, Healthy},
+		{0, 100, Healthy}, {80, 100, Healthy}, {81, 100, Degraded}, {5000, -1, Healthy}, {0, 0, Healthy}, {1, 1, Degraded},
 	} {
 		status, why := queueStatus(c.waiting, c.room)
 		require.Equal(t, c.want, status, c)

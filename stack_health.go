@@ -115,7 +115,10 @@ const maxCircuitsShown = 20
 
 func (s *Stack) checkCircuit(cfg BreakerConfig) []CheckResult {
 	st := s.Breaker.Stats()
-	rate := reading("failure rate", max(0, 100*st.FailureRate), "%")
+	rate := reading("failure rate", 100*st.FailureRate, "%")
+	if st.FailureRate < 0 {
+		rate = CheckResult{Measure: "failure rate", State: "unknown", Message: "too few calls to know", Time: rate.Time}
+	}
 	rate.Limit = 100 * or(cfg.FailureRate, 0.5)
 	named := s.Breaker.notClosed(maxCircuitsShown)
 	results := append(make([]CheckResult, 0, 2+len(named)), circuitReading("", st, cfg.MetricsOnly), rate)

@@ -152,13 +152,13 @@ func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, 
 	var e *Error
 	if errors.As(a.err, &e) && e.LetterID == l.ID && errors.Is(a.err, ErrParked) && !InDoubt(a.err) {
 		// It met a call with its key, which this very letter turned away: nothing was sent.
-		f.cause, f.doubt = "in-flight", false
+		f.cause = "in-flight"
 		return letterPaused, f
 	}
 	if work && !f.doubt && ctx.Err() != nil && !hopeless(a.err) {
 		return letterReturned, f // it was interrupted, it did not fail
 	}
-	return judgeError(ctx, &f), f
+	return judgeError(ctx, f), f
 }
 
 func judgeStatus(f *failure) letterVerdict {
@@ -180,16 +180,15 @@ func judgeStatus(f *failure) letterVerdict {
 	return letterPoison
 }
 
-func judgeError(ctx context.Context, f *failure) letterVerdict {
+func judgeError(ctx context.Context, f failure) letterVerdict {
 	switch {
 	case errors.Is(f.err, ErrDisputed):
-		f.doubt = true
 		return letterDisputed
 	case InDoubt(f.err):
 		return letterDoubt
 	case hopeless(f.err):
 		return letterPoison
-	case (f.refused || NotSent(f.err)) && ctx.Err() != nil:
+	case NotSent(f.err) && ctx.Err() != nil: // what a layer of ours refused was not sent either
 		return letterReturned
 	case f.refused:
 		return letterPaused

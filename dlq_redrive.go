@@ -141,14 +141,10 @@ func (d *DLQ) redrive(ls *lease) RedriveResult {
 	return d.conclude(ls, verdict, f, status)
 }
 
-// finish gives back the lease, should it still be held, and reports that the redrive is over.
+// finish ends the context of a redrive, which has given its lease back, and reports that it is over.
 func (d *DLQ) finish(ls *lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.holdsLease(ls.slot, ls.token) {
-		ls.slot.token = 0
-		d.box.refresh(ls.slot)
-	}
 	d.running[ls.token](nil)
 	delete(d.running, ls.token)
 	d.wake()
@@ -280,7 +276,7 @@ func (d *DLQ) mayGo(ls *lease) error {
 		return &notTried{letterReturned, "settled", nil}
 	case ls.ctx.Err() != nil:
 		return &notTried{letterReturned, "canceled", context.Cause(ls.ctx)}
-	case l.InDoubt, l.Superseded, d.box.expired(l, time.Now()):
+	case l.InDoubt, d.box.expired(l, time.Now()): // a letter that is superseded has its redrive called off
 		return &notTried{letterReturned, "expired", nil}
 	case l.Redacted:
 		return &notTried{letterPoison, "redacted", nil}
@@ -312,9 +308,6 @@ func (d *DLQ) request(ls *lease) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ls.ctx, l.Method, l.URL, bytes.NewReader(l.Body))
 	if err != nil {
 		return nil, &notTried{letterPoison, "undecodable", nil} // the error would show the URL
-	}
-	if len(l.Body) == 0 {
-		req.Body, req.GetBody = nil, nil
 	}
 	maps.Copy(req.Header, l.Header.Clone())
 	if l.Host != "" {
@@ -362,10 +355,8 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure, status int) Redriv
 		result.Status = RedriveFailed
 	case letterPoison:
 		d.park(s, poisonReason(f), func(l *Letter) { spend(l, f) })
-		result.Status = RedriveParked
 	case letterDisputed:
 		d.park(s, "disputed", func(l *Letter) { spend(l, f); l.InDoubt = true })
-		result.Status = RedriveParked
 	case letterDoubt:
 		s.waits = 0
 		d.postpone(s, f.after, func(l *Letter) { spend(l, f); l.InDoubt = true })
@@ -381,7 +372,7 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure, status int) Redriv
 	if s.letter.Parked {
 		result.Status = RedriveParked
 	}
-	d.tell(EventLetterRedriven, s.letter, or(f.cause, "failed"))
+	d.tell(EventLetterRedriven, s.letter, f.cause)
 	result.Next = s.letter.Next
 	return result
 }

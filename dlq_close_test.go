@@ -34,4 +34,3 @@ func TestX06_CloseSendsThoseHomeWhoWaitForRoomForTheirLetter(t *testing.T) {
 		require.ErrorIs(t, <-done, ErrLettersFull)
 	})
 }
-

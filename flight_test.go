@@ -39,4 +39,3 @@ func TestDLQ_EvidenceEndsTheWaitForRoom(t *testing.T) {
 		_ = s.DLQ.close(t.Context())
 	})
 }
-

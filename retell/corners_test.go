@@ -423,7 +423,10 @@ func TestAnEndpointThatIsNotKnownIsRefusedLikeAnother(t *testing.T) {
 func TestOneDotIsNoID(t *testing.T) {
 	var sent int
 	c, err := retell.New("key_test", retell.WithTransport(resilience.RoundTripFunc(
-		func(*http.Request) (*http.Response, error) { sent++; return answer(400, `{"message":null,"error_message":"said"}`), nil })))
+		func(*http.Request) (*http.Response, error) {
+			sent++
+			return answer(400, `{"message":null,"error_message":"said"}`), nil
+		})))
 	require.NoError(t, err)
 	require.ErrorIs(t, c.Calls.Delete(t.Context(), "."), retell.ErrInvalid)
 	_, err = retell.Do[retell.Empty](t.Context(), c, "DELETE", "/delete-agent/.", nil)

@@ -161,7 +161,7 @@ func TestCorner_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		require.Equal(t, 1, s.DLQ.Stats().Leased)
 		require.NoError(t, s.DLQ.Import(bytes.NewReader(file)))
-		require.Equal(t, true, s.DLQ.List(LetterFilter{})[0].InDoubt)
+		require.True(t, s.DLQ.List(LetterFilter{})[0].InDoubt)
 		release()
 		time.Sleep(time.Hour)
 		cancel()

@@ -27,16 +27,17 @@ type callID struct {
 
 // conditionsOf is what a request makes its answer depend on (RFC 9110 section 13.1). A kept answer, which is whole, suits
 // all of them.
-func conditionsOf(h http.Header) (all string) {
+func conditionsOf(h http.Header) string {
 	if len(h) == 0 {
 		return ""
 	}
+	var all []string
 	for _, name := range [...]string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range"} {
 		if values := h[name]; len(values) > 0 {
-			all += name + "\n" + strings.Join(values, "\n") + "\n"
+			all = append(append(all, name), values...)
 		}
 	}
-	return all
+	return strings.Join(all, "\n")
 }
 
 // ask gets the answer from below, with one call for all who ask the same at the same time. The first leads, in its own
@@ -148,7 +149,8 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 func outOfOwnTime(err error) (own bool) {
 	walk(err, func(e error) {
 		ours, _ := e.(*Error) //nolint:errorlint // walk visits every node itself
-		own = own || e == ErrThrottled || ours != nil && (ours.Limit == limitBudget.String() || ours.Limit == "caller")
+		inTime := ours == nil || ours.Limit != limitBudget.String() && ours.Limit != "caller"
+		own = own || !inTime || e == ErrThrottled //nolint:errorlint // as above
 	})
 	return own
 }

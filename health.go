@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -120,6 +121,15 @@ func NewHealth(cfg HealthConfig) (*Health, error) {
 		onChange:    cfg.OnChange,
 		events:      newEvents("health", cfg.OnEvent),
 	}, nil
+}
+
+// drain calls off what is being asked and waits for its end, or that of ctx.
+func (h *Health) drain(ctx context.Context) error {
+	var errs []error
+	for _, p := range append([]*healthProbe{h.probe}, h.checks...) {
+		errs = append(errs, p.drain(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 func checkHealthChecks(f *faults, checks []HealthCheck) {

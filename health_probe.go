@@ -24,6 +24,7 @@ type healthProbe struct {
 	silent         Status        // what it means that no answer comes
 
 	mu       sync.Mutex
+	closed   bool      // nothing is asked any more
 	run      *probeRun // the newest; nil: none yet
 	previous *probeRun // the one before, which has returned
 }
@@ -31,6 +32,7 @@ type healthProbe struct {
 // probeRun is one question. ended and answer may be read once done is closed.
 type probeRun struct {
 	started time.Time
+	callOff context.CancelCauseFunc
 	done    chan struct{}
 	ended   time.Time
 	answer  []CheckResult // RetryAfter counts from ended
@@ -64,10 +66,44 @@ func (p *healthProbe) current() *probeRun {
 	defer p.mu.Unlock()
 	if p.run == nil || p.run.returned() && p.freshFor(p.run, time.Now()) <= 0 {
 		p.previous = p.run
-		p.run = &probeRun{started: time.Now(), done: make(chan struct{})}
-		go p.run.execute(p)
+		if p.closed {
+			p.run = p.notAsked()
+			return p.run
+		}
+		ctx, callOff := context.WithCancelCause(context.Background())
+		p.run = &probeRun{started: time.Now(), callOff: callOff, done: make(chan struct{})}
+		go p.run.execute(ctx, p)
 	}
 	return p.run
+}
+
+// notAsked is a run of a probe that is closed.
+func (p *healthProbe) notAsked() *probeRun {
+	now, done := time.Now(), make(chan struct{})
+	close(done)
+	return &probeRun{started: now, ended: now, done: done, answer: p.closedAnswer()}
+}
+
+func (p *healthProbe) closedAnswer() []CheckResult {
+	return []CheckResult{{Measure: p.measure, State: "closed", Message: "the stack was closed before there was an answer"}}
+}
+
+// drain lets nothing be asked any more, calls off the run under way and waits for its end, or that of ctx.
+func (p *healthProbe) drain(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	run := p.run
+	p.mu.Unlock()
+	if run == nil || run.returned() {
+		return nil
+	}
+	run.callOff(ErrClosed)
+	select {
+	case <-run.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("health: a check had not returned: %w", context.Cause(ctx))
+	}
 }
 
 // settled reports whether the outcome of any run is known.
@@ -78,8 +114,8 @@ func (p *healthProbe) settled() bool {
 }
 
 // execute runs the user's code on a goroutine of its own, where a panic or Goexit takes nobody with it.
-func (r *probeRun) execute(p *healthProbe) {
-	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
+func (r *probeRun) execute(ctx context.Context, p *healthProbe) {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	fault := func(state, message string) []CheckResult {
 		return []CheckResult{{Measure: p.measure, Status: p.silent, State: state, Message: message}}
 	}
@@ -90,10 +126,14 @@ func (r *probeRun) execute(p *healthProbe) {
 		}
 		r.ended = time.Now()
 		cancel()
+		r.callOff(nil)
 		close(r.done)
 	}()
 	r.answer = slices.Clone(p.ask(ctx)) // what it returned may be changed later
-	if len(r.answer) == 0 {
+	switch {
+	case errors.Is(context.Cause(ctx), ErrClosed):
+		r.answer = p.closedAnswer()
+	case len(r.answer) == 0:
 		r.answer = []CheckResult{{Measure: p.measure, Message: "no reading"}}
 	}
 }

@@ -389,7 +389,7 @@ func (s *Stack) tend(ctx context.Context) {
 
 // Close ends the stack: new calls, waiters and callers who back off get ErrClosed at once, Run returns, and calls that
 // are on the wire are awaited. When ctx ends before they do, effect-once ones among them are recorded as in doubt and all
-// are counted in the error. Events so far are delivered before it returns, if ctx lasts. List, Export, Lookup, Resolve, Stats
+// are counted in the error. A probe under way is called off, and none begins. Events so far are delivered before it returns, if ctx lasts. List, Export, Lookup, Resolve, Stats
 // and State go on working. A second Close waits again.
 func (s *Stack) Close(ctx context.Context) error {
 	s.once.Do(func() {
@@ -409,6 +409,7 @@ func (s *Stack) Close(ctx context.Context) error {
 	if s.Fallback != nil {
 		errs = append(errs, s.Fallback.drain(ctx))
 	}
+	errs = append(errs, s.health.drain(ctx))
 	for _, e := range s.sinks() {
 		errs = append(errs, e.drain(ctx))
 	}

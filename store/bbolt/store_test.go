@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -288,6 +289,41 @@ func TestCommit_UnknownFateEndsTheStore(t *testing.T) {
 	rec, err := open(t, path, Options{}).Load(t.Context(), "key")
 	require.NoError(t, err)
 	require.Equal(t, "a", rec.Token)
+}
+
+// Nor does a store that has ended go on with what is queued.
+func TestCommit_WhatIsQueuedEndsWithTheStore(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		s.turn <- struct{}{} // a commit is under way
+		result := make(chan error)
+		go func() {
+			_, _, err := s.CompareAndSwap(t.Context(), 0, claim("queued", "a"))
+			result <- err
+		}()
+		synctest.Wait()
+		fault := errors.New("the sync failed")
+		require.ErrorIs(t, s.commitFailed(s.lastCommit()+1, fault), fault)
+		<-s.turn
+		require.ErrorIs(t, <-result, fault)
+		require.NoError(t, s.Close())
+	})
+	require.Zero(t, open(t, path, Options{}).Stats().Keys, "it was written")
+}
+
+// A page that could not be written leaves the file as it was, as on a full disk, unless the file knows the commit all the same.
+func TestCommit_AFailedWriteEndsTheStoreOnlyIfItIsInTheFile(t *testing.T) {
+	full := &fs.PathError{Op: "write", Path: "keys", Err: syscall.ENOSPC}
+	for after, ends := range map[int]bool{1: false, 0: true} {
+		s := open(t, keysFile(t), Options{})
+		swap(t, s, 0, claim("key", "a"))
+		require.ErrorIs(t, s.commitFailed(s.lastCommit()+after, full), full)
+		_, err := s.Load(t.Context(), "key")
+		require.Equal(t, ends, err != nil)
+		require.Equal(t, ends, s.Stats().Broken != nil)
+	}
 }
 
 func TestMaxKeys(t *testing.T) {

@@ -17,7 +17,8 @@ import (
 
 // KeyStore keeps one [Record] for each idempotency key. The promises of [Idempotency] are as good as its store: a
 // durable store keeps them over a restart, a shared one between processes. An implementation must pass the suite in
-// package storetest. All methods must be safe for concurrent use.
+// package storetest. All methods must be safe for concurrent use, and end when their context does: what has to be recorded
+// though its caller may have left gets five seconds, and a store that takes longer has failed ([ErrStore]).
 type KeyStore interface {
 	// Load returns the record with this id, which may be any string but the empty one. A key without a record is no
 	// error: the zero Record comes back, with Version 0.

@@ -17,7 +17,7 @@ import (
 
 const correctedBody = `{"from_number":"+15550009999","to_number":"+15550003333"}`
 
-// another request under the key of a waiting letter.
+// Another request under the key of a waiting letter.
 func TestCorner_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
 	t.Run("fails", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestCorner_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
 	})
 }
 
-// two writes of one key that are under way together, and differ.
+// Two writes of one key that are under way together, and differ.
 func TestCorner_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := true
@@ -144,7 +144,7 @@ func TestCorner_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
 	})
 }
 
-// an import says that a letter is in doubt while its redrive waits for a slot.
+// An import says that a letter is in doubt while its redrive waits for a slot.
 func TestCorner_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := doubtOf(t)
@@ -171,80 +171,76 @@ func TestCorner_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
 	})
 }
 
-// a write that is older than one that worked becomes a letter afterwards.
+// agent is an object that is overwritten as a whole, behind a stack. What it is made "old" by fails after ten seconds.
+type agent struct {
+	*Stack
+	t     *testing.T
+	rt    http.RoundTripper
+	state string
+	well  bool // nothing fails any more
+}
+
+func newAgent(t *testing.T) *agent {
+	a := &agent{Stack: newStack(t, Config{Retry: RetryConfig{Off: true}}), t: t}
+	a.rt = a.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		b, err := io.ReadAll(req.Body)
+		if string(b) == "old" && !a.well {
+			time.Sleep(10 * time.Second)
+			return nil, io.ErrUnexpectedEOF
+		}
+		a.state = string(b)
+		return reply(200, "{}"), err
+	}))
+	return a
+}
+
+func (a *agent) put(key, body string) error {
+	ctx := WithCall(WithIdempotencyKey(a.t.Context(), key), Call{Resource: "agent/1"})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+	require.NoError(a.t, err)
+	_, err = a.rt.RoundTrip(req)
+	return err
+}
+
+func (a *agent) requireNewAfterAnHour() {
+	a.well = true
+	ctx, cancel := context.WithTimeout(a.t.Context(), time.Hour)
+	defer cancel()
+	require.NoError(a.t, a.Run(ctx))
+	closeStack(a.t, a.Stack)
+	require.Equal(a.t, "new", a.state)
+}
+
+// A write that fails after a newer one has worked is not sent again.
 func TestCorner_AWriteOvertakenBeforeItFailedIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
-		state := ""
-		fails := map[string]bool{"old": true}
-		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-			b, _ := io.ReadAll(req.Body)
-			if fails[string(b)] {
-				time.Sleep(10 * time.Second)
-				return nil, io.ErrUnexpectedEOF
-			}
-			state = string(b)
-			return reply(200, "{}"), nil
-		}))
-		put := func(key, body string) error {
-			ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1"})
-			req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
-			_, err := rt.RoundTrip(req)
-			return err
-		}
+		a := newAgent(t)
 		failed := make(chan error)
-		go func() { failed <- put("1", "old") }()
+		go func() { failed <- a.put("1", "old") }()
 		time.Sleep(time.Second)
-		require.NoError(t, put("2", "new"))
+		require.NoError(t, a.put("2", "new"))
 		require.ErrorIs(t, <-failed, ErrParked)
-		fails = nil
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		require.NoError(t, s.Run(ctx))
-		closeStack(t, s)
-		require.Equal(t, "new", state)
+		a.requireNewAfterAnHour()
 	})
 }
 
-// the same for a letter that a call has taken over.
+// Nor is a letter that a call has taken over meanwhile.
 func TestCorner_ALetterOvertakenWhileACallHasItIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
-		state := ""
-		fails := map[string]bool{"old": true}
-		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-			b, _ := io.ReadAll(req.Body)
-			if fails[string(b)] {
-				time.Sleep(10 * time.Second)
-				return nil, io.ErrUnexpectedEOF
-			}
-			state = string(b)
-			return reply(200, "{}"), nil
-		}))
-		put := func(key, body string) error {
-			ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1"})
-			req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
-			_, err := rt.RoundTrip(req)
-			return err
-		}
-		require.ErrorIs(t, put("1", "old"), ErrParked)
+		a := newAgent(t)
+		require.ErrorIs(t, a.put("1", "old"), ErrParked)
 		failed := make(chan error)
-		go func() { failed <- put("1", "old") }()
+		go func() { failed <- a.put("1", "old") }()
 		time.Sleep(time.Second)
-		require.NoError(t, put("2", "new"))
-		require.Equal(t, uint64(1), s.Stats().DLQ.Overtaken)
+		require.NoError(t, a.put("2", "new"))
+		require.Equal(t, uint64(1), a.Stats().DLQ.Overtaken)
 		require.ErrorIs(t, <-failed, ErrParked)
-		fails = nil
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		require.NoError(t, s.Run(ctx))
-		closeStack(t, s)
-		require.Equal(t, "new", state)
+		a.requireNewAfterAnHour()
 	})
 }
 
-// one letter that the store never takes keeps all others from being tried again.
-func TestCorner_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
+// One letter that the store never takes does not keep the others from being tried again.
+func TestCorner_ALetterTheStoreNeverTakesDoesNotStarveTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sh := newShelf()
 		store := sh.open()
@@ -277,7 +273,7 @@ func TestCorner_ALetterTheStoreNeverTakesStarvesTheOthers(t *testing.T) {
 	})
 }
 
-// exports that cannot be imported.
+// What is exported can be imported, whatever was added and however it is redacted.
 func TestCorner_WhatIsExportedCanBeImported(t *testing.T) {
 	for name, l := range map[string]Letter{
 		"long history":      {History: make([]LetterAttempt, 12)},
@@ -316,7 +312,7 @@ func TestCorner_WhatIsExportedCanBeImported(t *testing.T) {
 	}
 }
 
-// a letter of an import that finds no room when it arrives.
+// An import says so when a letter of it finds no room on arrival.
 func TestCorner_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other := mustDLQ(t, DLQConfig{})
@@ -345,7 +341,7 @@ func TestCorner_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
 	})
 }
 
-// room comes between a vain try and the place in line.
+// Room that comes between a vain try and the place in line is not missed.
 func TestCorner_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowBlock})
@@ -366,7 +362,7 @@ func TestCorner_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
 	})
 }
 
-// Close does not say what is not in the store where a redrive hangs.
+// Close says what is not in the store also where a redrive hangs.
 func TestCorner_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sh := newShelf()
@@ -389,7 +385,7 @@ func TestCorner_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
 	})
 }
 
-// two letters of an import whose keys are one here.
+// A file with two letters whose keys are one here is refused.
 func TestCorner_TwoLettersOfOneKeyInAFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		alone := mustDLQ(t, DLQConfig{})
@@ -408,7 +404,7 @@ func TestCorner_TwoLettersOfOneKeyInAFile(t *testing.T) {
 	})
 }
 
-// and of a store.
+// Of two in a store neither is sent while the one is in doubt.
 func TestCorner_TwoLettersOfOneKeyInAStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sh := newShelf()
@@ -436,8 +432,8 @@ func TestCorner_ANilQueueExportsNothing(t *testing.T) {
 	}
 }
 
-// A redrive by a function of Handle's is sent after its expiry.
-func TestCorner_AHandledRedriveIsSentAfterItsExpiry(t *testing.T) {
+// Work of a function given to Handle does not begin after its letter's expiry.
+func TestCorner_AHandledRedriveIsNotSentAfterItsExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Retry: RetryConfig{Off: true}, Bulkhead: BulkheadConfig{Critical: 1, Normal: -1, Bulk: -1, Total: 1}})
 		call := Call{Operation: "op", Effect: EffectOnce, Budget: time.Hour, Limit: time.Minute, Params: 1}
@@ -472,7 +468,7 @@ func TestCorner_AHandledRedriveIsSentAfterItsExpiry(t *testing.T) {
 	})
 }
 
-// A letter that is superseded while its redrive waits for a slot puts the old state back.
+// A letter that is superseded while its redrive waits for a slot is not sent.
 func TestCorner_ALetterSupersededWhileItsRedriveWaitsForASlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := true

@@ -125,11 +125,11 @@ func NewHealth(cfg HealthConfig) (*Health, error) {
 
 // drain calls off what is being asked and waits for its end, or that of ctx.
 func (h *Health) drain(ctx context.Context) error {
-	var errs []error
-	for _, p := range append([]*healthProbe{h.probe}, h.checks...) {
-		errs = append(errs, p.drain(ctx))
+	err := h.probe.drain(ctx)
+	for _, p := range h.checks {
+		err = errors.Join(err, p.drain(ctx))
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func checkHealthChecks(f *faults, checks []HealthCheck) {

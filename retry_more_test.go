@@ -23,7 +23,7 @@ func TestRetry_CountsWhatItDoes(t *testing.T) {
 		require.Equal(t, 200, resp.StatusCode)
 		require.LessOrEqual(t, time.Since(began), 3*time.Second+500*time.Millisecond, "waited for once, at the gate")
 		st := r.Stats()
-		require.EqualValues(t, []uint64{1, 3, 2, 1, 0}, []uint64{st.Calls, st.Attempts, st.Retries, st.Throttled, st.GaveUp})
+		require.Equal(t, []uint64{1, 3, 2, 1, 0}, []uint64{st.Calls, st.Attempts, st.Retries, st.Throttled, st.GaveUp})
 		require.EqualValues(t, -1, st.BudgetLeft)
 
 		rt, _ = script(status(503, "Retry-After", "30"))

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -96,17 +95,17 @@ func (w *stackSim) call() {
 
 func (w *stackSim) one(p *simProcess, c simCall, req *http.Request, limit time.Duration, viaClient bool) {
 	began := time.Now()
-	w.note("call %d %s key=%q %s limit=%s", c.n, c.kind, c.key, c.text, limit)
+	w.notef("call %d %s key=%q %s limit=%s", c.n, c.kind, c.key, c.text, limit)
 	var resp *http.Response
 	var err error
 	returned, took := false, time.Duration(0)
 	defer func() {
 		v := recover()
 		if v != nil && fmt.Sprint(v) != "before" && fmt.Sprint(v) != "after" {
-			w.fail("call %d: panic %v", c.n, v)
+			w.failf("call %d: panic %v", c.n, v)
 		}
 		if !returned {
-			w.note("call %d ended by panic or Goexit: %v", c.n, v)
+			w.notef("call %d ended by panic or Goexit: %v", c.n, v)
 		}
 		if !returned {
 			took = time.Since(began)
@@ -126,9 +125,9 @@ func (w *stackSim) one(p *simProcess, c simCall, req *http.Request, limit time.D
 			text = []byte(strconv.Quote(c.text)) // a stream that the caller's end has cut
 		}
 		_ = resp.Body.Close()
-		w.note("call %d: %d replayed=%v %s", c.n, resp.StatusCode, Replayed(resp), text)
+		w.notef("call %d: %d replayed=%v %s", c.n, resp.StatusCode, Replayed(resp), text)
 	} else {
-		w.note("call %d: notsent=%v indoubt=%v %v", c.n, NotSent(err), InDoubt(err), err)
+		w.notef("call %d: notsent=%v indoubt=%v %v", c.n, NotSent(err), InDoubt(err), err)
 	}
 	w.verdict(p, c, resp, string(text), err)
 }
@@ -157,7 +156,7 @@ func (w *stackSim) do() {
 	w.callers.Go(func() { time.Sleep(limit); cancel() })
 	w.callers.Go(func() {
 		began := time.Now()
-		w.note("do %d key=%q limit=%s", c.n, c.key, limit)
+		w.notef("do %d key=%q limit=%s", c.n, c.key, limit)
 		returned, took := false, time.Duration(0)
 		var err error
 		defer func() {
@@ -188,7 +187,7 @@ func (w *stackSim) do() {
 			return b, err
 		})
 		returned, took = true, time.Since(began)
-		w.note("do %d: notsent=%v indoubt=%v %v %s", c.n, NotSent(err), InDoubt(err), err, v)
+		w.notef("do %d: notsent=%v indoubt=%v %v %s", c.n, NotSent(err), InDoubt(err), err, v)
 		var resp *http.Response
 		if err == nil {
 			resp = reply(201, "")
@@ -199,83 +198,104 @@ func (w *stackSim) do() {
 
 func (w *stackSim) checkTime(p *simProcess, c simCall, took, limit time.Duration, err error) {
 	if took-limit > simGrace {
-		w.fail("call %d (%s) waited %s, limit %s: %v", c.n, c.kind, took, limit, err)
+		w.failf("call %d (%s) waited %s, limit %s: %v", c.n, c.kind, took, limit, err)
 	}
 }
 
+// verdict checks what the caller was told against what really happened.
 func (w *stackSim) verdict(p *simProcess, c simCall, resp *http.Response, text string, err error) {
 	if (resp == nil) == (err == nil) {
-		w.fail("call %d: both or neither", c.n)
+		w.failf("call %d: both or neither", c.n)
 	}
 	if NotSent(err) && InDoubt(err) {
-		w.fail("call %d: not sent and in doubt: %v", c.n, err)
+		w.failf("call %d: not sent and in doubt: %v", c.n, err)
 	}
-	w.mu.Lock()
-	dead := p.dead
-	id := ""
-	var t truth
-	if c.kind == "once" {
-		if c.key != "" {
-			id = p.stack.Idempotency.ID(c.key)
-		}
-		for k, v := range w.truth {
-			if k == id || c.key == "" && v.owner == c.text {
-				t = *v
-			}
-		}
-	}
-	w.mu.Unlock()
+	t, dead := w.truthOf(p, c)
 	if dead || c.kind == "get" {
 		return
 	}
+	w.oneOwner(p, c, resp, err)
+	if c.kind == "once" {
+		w.oneRing(c, t, resp, text, err)
+	}
+}
+
+// truthOf is what really became of a call, and whether the process it was made in is dead.
+func (w *stackSim) truthOf(p *simProcess, c simCall) (t truth, dead bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c.kind != "once" {
+		return truth{}, p.dead
+	}
+	id := ""
+	if c.key != "" {
+		id = p.stack.Idempotency.ID(c.key)
+	}
+	for k, v := range w.truth {
+		if k == id || c.key == "" && v.owner == c.text {
+			t = *v
+		}
+	}
+	return t, p.dead
+}
+
+// oneOwner: a failed write belongs to the caller or to the queue.
+func (w *stackSim) oneOwner(p *simProcess, c simCall, resp *http.Response, err error) {
 	var e *Error
 	errors.As(err, &e)
 	if errors.Is(err, ErrInDoubt) && (e == nil || e.Key == "") {
-		w.fail("call %d: in doubt without a key: %v", c.n, err)
+		w.failf("call %d: in doubt without a key: %v", c.n, err)
 	}
-	if errors.Is(err, ErrParked) {
-		if NotSent(err) {
-			w.fail("call %d: NotSent over ErrParked", c.n)
-		}
-		if e.LetterID == "" {
-			w.fail("call %d: parked without a letter: %v", c.n, err)
-		} else if _, there := p.stack.DLQ.Get(e.LetterID); !there {
-			synctest.Wait()
-			w.mu.Lock()
-			told := p.done[e.LetterID]
-			w.mu.Unlock()
-			if !told {
-				w.fail("call %d: the letter %s is not there", c.n, e.LetterID)
-			}
-		}
-	} else if c.unique {
+	switch {
+	case errors.Is(err, ErrParked):
+		w.parked(p, c, e, err)
+	case c.unique:
 		for _, l := range p.stack.DLQ.List(LetterFilter{}) {
 			if l.Key == c.key {
-				w.fail("call %d: two owners: the caller was told %v %v, and there is %+v", c.n, resp, err, l.String())
+				w.failf("call %d: two owners: the caller was told %v %v, and there is %+v", c.n, resp, err, l.String())
 			}
 		}
 	}
-	if c.kind != "once" {
+}
+
+// parked: there is a letter, or it has gone and that was told.
+func (w *stackSim) parked(p *simProcess, c simCall, e *Error, err error) {
+	if NotSent(err) {
+		w.failf("call %d: NotSent over ErrParked", c.n)
+	}
+	if e.LetterID == "" {
+		w.failf("call %d: parked without a letter: %v", c.n, err)
 		return
 	}
-	own := c.unique || c.key == ""
+	if _, there := p.stack.DLQ.Get(e.LetterID); there {
+		return
+	}
+	time.Sleep(1) // until the events are delivered
+	w.mu.Lock()
+	told := p.done[e.LetterID]
+	w.mu.Unlock()
+	if !told {
+		w.failf("call %d: the letter %s is not there", c.n, e.LetterID)
+	}
+}
+
+// oneRing: what a caller of an effect-once call is told agrees with whether it rang.
+func (w *stackSim) oneRing(c simCall, t truth, resp *http.Response, text string, err error) {
+	own, rang := c.unique || c.key == "", t.rings+t.pending > 0
 	switch {
 	case err == nil && resp.StatusCode/100 == 2:
 		if c.key != "" && t.rings != 1 {
-			w.fail("call %d: success, and it rang %d times", c.n, t.rings)
+			w.failf("call %d: success, and it rang %d times", c.n, t.rings)
 		}
 		if !strings.Contains(text, strconv.Quote(c.text)) && !Replayed(resp) && !c.done {
-			w.fail("call %d: somebody else's answer: %s", c.n, text)
+			w.failf("call %d: somebody else's answer: %s", c.n, text)
 		}
+	case !own || !rang:
 	case err == nil:
-		if own && t.rings+t.pending > 0 {
-			w.fail("call %d: refused with %d, and it rang", c.n, resp.StatusCode)
-		}
+		w.failf("call %d: refused with %d, and it rang", c.n, resp.StatusCode)
 	case NotSent(err):
-		if own && t.rings+t.pending > 0 {
-			w.fail("call %d: not sent, and it rang: %v", c.n, err)
-		}
-	case own && t.rings+t.pending > 0 && !errors.Is(err, ErrInDoubt) && !errors.Is(err, ErrParked): // a redrive may have been quick
-		w.fail("call %d: it rang, and the caller does not know: %v", c.n, err)
+		w.failf("call %d: not sent, and it rang: %v", c.n, err)
+	case !errors.Is(err, ErrInDoubt) && !errors.Is(err, ErrParked): // a redrive may have been quick
+		w.failf("call %d: it rang, and the caller does not know: %v", c.n, err)
 	}
 }

@@ -16,10 +16,10 @@ func (w *stackSim) health(p *simProcess) {
 		rec := httptest.NewRecorder()
 		p.stack.Health().ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
 		if took := time.Since(began); took > 2*time.Second {
-			w.fail("health took %s", took)
+			w.failf("health took %s", took)
 		}
 		if !json.Valid(rec.Body.Bytes()) || rec.Code != 200 && rec.Code != 503 {
-			w.fail("health: %d %s", rec.Code, rec.Body)
+			w.failf("health: %d %s", rec.Code, rec.Body)
 		}
 		p.stack.Stats()
 	})
@@ -29,11 +29,11 @@ func (w *stackSim) health(p *simProcess) {
 func (w *stackSim) check(p *simProcess) {
 	st := p.stack.Stats()
 	if d := st.DLQ; d.Admitted != d.Acked+d.Deleted+d.Dropped+uint64(d.Letters) { //nolint:gosec // not negative
-		w.fail("letters: %+v", d)
+		w.failf("letters: %+v", d)
 	}
 	b := st.Bulkhead
 	if b.InUse != b.Critical.InUse+b.Normal.InUse+b.Bulk.InUse || b.InUse < b.Abandoned {
-		w.fail("slots: %+v", b)
+		w.failf("slots: %+v", b)
 	}
 }
 
@@ -61,15 +61,15 @@ func (w *stackSim) endOf(p *simProcess) {
 	w.check(p)
 	if st.Calls != 0 || st.Idempotency.Flights != 0 || st.Bulkhead.InUse != 0 || st.Bulkhead.Waiting != 0 || st.Bulkhead.Abandoned != 0 ||
 		st.Timeout.Lingering != 0 || st.DLQ.Running != 0 || st.DLQ.Blocked != 0 || st.DLQ.Leased != 0 {
-		w.fail("left: %+v", st)
+		w.failf("left: %+v", st)
 	}
 	granted := st.Bulkhead.Critical.Granted + st.Bulkhead.Normal.Granted + st.Bulkhead.Bulk.Granted
 	refused := granted - st.Breaker.Successes - st.Breaker.Failures - st.Breaker.Ignored
 	if p.stack.Breaker.config.Key == nil && (int64(refused) < 0 || refused > st.Breaker.Rejected) { //nolint:gosec // small
-		w.fail("slots %d, completed %d %d %d, rejected %d", granted, st.Breaker.Successes, st.Breaker.Failures, st.Breaker.Ignored, st.Breaker.Rejected)
+		w.failf("slots %d, completed %d %d %d, rejected %d", granted, st.Breaker.Successes, st.Breaker.Failures, st.Breaker.Ignored, st.Breaker.Rejected)
 	}
 	if st.Retry.Attempts > st.Retry.Calls+st.Retry.Retries || st.Retry.Attempts < granted {
-		w.fail("retry: %+v, granted %d", st.Retry, granted)
+		w.failf("retry: %+v, granted %d", st.Retry, granted)
 	}
 	w.keysTellTheTruth(p)
 	require.NoError(w.t, p.stack.Close(context.Background()))
@@ -87,29 +87,29 @@ func (w *stackSim) keysTellTheTruth(p *simProcess) {
 	for id, t := range ids {
 		rec, err := p.stack.Idempotency.load(context.Background(), id)
 		if err != nil {
-			w.fail("load: %v", err)
+			w.failf("load: %v", err)
 		}
 		switch rec.State {
 		case KeyConfirmed:
 			if t.rings != 1 {
-				w.fail("%s is confirmed and rang %d times", id[:10], t.rings)
+				w.failf("%s is confirmed and rang %d times", id[:10], t.rings)
 			}
 		case KeyNotApplied:
 			if t.rings != 0 {
-				w.fail("%s is %v, and it rang", id[:10], rec.State)
+				w.failf("%s is %v, and it rang", id[:10], rec.State)
 			}
 		case KeyClaimed, KeySending:
-			w.fail("%s is still %v: %+v", id[:10], rec.State, rec)
+			w.failf("%s is still %v: %+v", id[:10], rec.State, rec)
 		case KeyFree, KeyInDoubt:
 		case KeyDisputed:
-			w.fail("%s is disputed: %+v", id[:10], rec)
+			w.failf("%s is disputed: %+v", id[:10], rec)
 		}
 	}
 	for _, l := range p.stack.DLQ.List(LetterFilter{}) {
 		if l.effect() == EffectOnce && ids[p.stack.Idempotency.ID(l.Key)].rings > 0 && !l.Superseded {
 			rec, _ := p.stack.Idempotency.Lookup(context.Background(), l.Key)
 			if rec.State == KeyConfirmed && !w.shared && !w.moved {
-				w.fail("a letter of a call that is known to have happened: %+v", l.String())
+				w.failf("a letter of a call that is known to have happened: %+v", l.String())
 			}
 		}
 	}

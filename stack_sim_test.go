@@ -34,7 +34,6 @@ type stackSim struct {
 	calm  bool       // nothing fails any more
 	truth map[string]*truth
 	next  int
-	lies  bool // somebody settled a key by hand
 
 	keys    *MemoryStore
 	shared  bool // two processes live at a time
@@ -65,8 +64,6 @@ type simProcess struct {
 	events map[string][]Event // by layer
 	done   map[string]bool    // letters that left the queue, and it was told
 	dead   bool               // killed: nothing that it does reaches the world
-	closed bool
-	ended  time.Time // when Close began
 	stop   func()
 	calls  int
 }
@@ -83,14 +80,14 @@ func (w *stackSim) isCalm() bool {
 	return w.calm
 }
 
-func (w *stackSim) note(format string, args ...any) {
+func (w *stackSim) notef(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.log = append(w.log, fmt.Sprintf("%8.3f ", time.Since(w.from).Seconds())+fmt.Sprintf(format, args...))
 }
 
-func (w *stackSim) fail(format string, args ...any) {
-	w.note("VIOLATION "+format, args...)
+func (w *stackSim) failf(format string, args ...any) {
+	w.notef("VIOLATION "+format, args...)
 	w.t.Errorf(format, args...)
 }
 
@@ -168,7 +165,7 @@ func (w *stackSim) start(place int) {
 	p.http = &http.Client{Transport: p.rt, Timeout: 7 * time.Second}
 	w.all[place], w.p = p, p
 	w.run(p)
-	w.note("START")
+	w.notef("START")
 }
 
 func (w *stackSim) run(p *simProcess) {
@@ -202,7 +199,7 @@ func (w *stackSim) step() {
 		p.stack.Breaker.Reset()
 	case 4:
 		if err := p.stack.Bulkhead.Resize(simBounds(w.rng)); err != nil {
-			w.fail("resize: %v", err)
+			w.failf("resize: %v", err)
 		}
 	case 5:
 		w.hand(w.pickKey())
@@ -211,7 +208,7 @@ func (w *stackSim) step() {
 	case 7:
 		if all := p.stack.DLQ.List(LetterFilter{}); len(all) > 0 {
 			id := all[w.rng.IntN(len(all))].ID
-			w.note("requeue")
+			w.notef("requeue")
 			_ = p.stack.DLQ.Requeue(id)
 		}
 	case 8:
@@ -240,7 +237,7 @@ func (w *stackSim) step() {
 			_ = p.stack.DLQ.Export(&file)
 			to := w.all[w.rng.IntN(len(w.all))]
 			w.moved = true
-			w.callers.Go(func() { w.note("import %v", to.stack.DLQ.Import(&file)) })
+			w.callers.Go(func() { w.notef("import %v", to.stack.DLQ.Import(&file)) })
 		}
 	case 15, 16, 17:
 		w.do()
@@ -283,7 +280,7 @@ func (w *stackSim) hand(key string) {
 		if t.rings > 0 {
 			v.State, v.CallID = KeyConfirmed, simCallID(id, 1)
 		}
-		w.note("resolve %s %v", key, v.State)
+		w.notef("resolve %s %v", key, v.State)
 		_ = p.stack.Idempotency.Resolve(ctx, key, v)
 	})
 }
@@ -298,7 +295,7 @@ func (w *stackSim) observe(key string) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if rings > 0 {
-			w.note("observe %s", key)
+			w.notef("observe %s", key)
 			_ = p.stack.Idempotency.Observe(ctx, w.evidence(id, rings))
 		}
 	})
@@ -308,7 +305,7 @@ func (w *stackSim) observe(key string) {
 func (w *stackSim) restart() {
 	p := w.p
 	if w.rng.IntN(2) == 0 {
-		w.note("CRASH")
+		w.notef("CRASH")
 		synctest.Wait()
 		w.mu.Lock()
 		p.dead = true
@@ -332,14 +329,14 @@ func (w *stackSim) restart() {
 }
 
 func (w *stackSim) close(p *simProcess, patience time.Duration) {
-	w.note("CLOSE %s", patience)
+	w.notef("CLOSE %s", patience)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	began := time.Now()
 	err := p.stack.Close(ctx)
-	w.note("closed: %v", err)
+	w.notef("closed: %v", err)
 	if took := time.Since(began); took > patience+simGrace {
-		w.fail("Close took %s of %s", took, patience)
+		w.failf("Close took %s of %s", took, patience)
 	}
 }
 

@@ -292,12 +292,12 @@ func (w *stackSim) ring(id, text string, code int) *http.Response {
 	}
 	other := t.owner != text
 	w.mu.Unlock()
-	w.note("RING %s %s", id[:10], text)
+	w.notef("RING %s %s", id[:10], text)
 	if n > 1 {
-		w.fail("%s (%s) rang %d times", id[:10], text, n)
+		w.failf("%s (%s) rang %d times", id[:10], text, n)
 	}
 	if other {
-		w.fail("%s rang for another request: %s", id[:10], text)
+		w.failf("%s rang for another request: %s", id[:10], text)
 	}
 	return reply(code, fmt.Sprintf(`{"call_id":%q,"echo":%q}`, simCallID(id, n), text), "Content-Type", "application/json")
 }

@@ -510,3 +510,24 @@ func TestCorner_ALetterSupersededWhileItsRedriveWaitsForASlot(t *testing.T) {
 		require.Equal(t, "new", state)
 	})
 }
+
+// One that is superseded while its redrive is on the wire has not failed: it is not given up, and nobody is told so.
+func TestCorner_ALetterSupersededOnTheWireIsNotGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		a.DLQ.cfg.Attempts = 1
+		a.DLQ.cfg.OnParked = func(l Letter) { t.Error("it was given up", l.ParkedReason) }
+		require.ErrorIs(t, a.put("1", "old"), ErrParked)
+		time.Sleep(5 * time.Second)
+		result := make(chan RedriveResult)
+		go func() { result <- a.DLQ.Redrive(t.Context()) }()
+		time.Sleep(time.Second)
+		require.NoError(t, a.put("2", "new"))
+		require.Equal(t, RedriveReturned, (<-result).Status)
+		l := dlqOnly(t, a.DLQ)
+		require.True(t, l.Superseded)
+		require.Zero(t, l.Attempts)
+		time.Sleep(time.Minute) // the transport is slow to hear of it
+		a.requireNewAfterAnHour()
+	})
+}

@@ -155,7 +155,8 @@ func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, 
 		f.cause = "in-flight"
 		return letterPaused, f
 	}
-	if work && !f.doubt && ctx.Err() != nil && !hopeless(a.err) {
+	calledOff := errors.Is(context.Cause(ctx), errSuperseded)
+	if (work || calledOff) && !f.doubt && ctx.Err() != nil && !hopeless(a.err) {
 		return letterReturned, f // it was interrupted, it did not fail
 	}
 	return judgeError(ctx, f), f

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,14 +178,14 @@ type agent struct {
 	t     *testing.T
 	rt    http.RoundTripper
 	state string
-	well  bool // nothing fails any more
+	well  atomic.Bool // nothing fails any more
 }
 
 func newAgent(t *testing.T) *agent {
 	a := &agent{Stack: newStack(t, Config{Retry: RetryConfig{Off: true}}), t: t}
 	a.rt = a.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
 		b, err := io.ReadAll(req.Body)
-		if string(b) == "old" && !a.well {
+		if string(b) == "old" && !a.well.Load() {
 			time.Sleep(10 * time.Second)
 			return nil, io.ErrUnexpectedEOF
 		}
@@ -203,7 +204,7 @@ func (a *agent) put(key, body string) error {
 }
 
 func (a *agent) requireNewAfterAnHour() {
-	a.well = true
+	a.well.Store(true)
 	ctx, cancel := context.WithTimeout(a.t.Context(), time.Hour)
 	defer cancel()
 	require.NoError(a.t, a.Run(ctx))

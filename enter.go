@@ -94,6 +94,10 @@ func (t *trip) takeBody(call *callContext, req *http.Request, e entry) error {
 		t.payload = body.Read(req.Body, req.ContentLength, e.maxBody)
 		return nil
 	}
+	return t.awaitBody(call, req, e)
+}
+
+func (t *trip) awaitBody(call *callContext, req *http.Request, e entry) error {
 	if e.budget != nil {
 		if total := e.budget(&t.call); total >= 0 {
 			call.limit(t.now(), total)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,14 +29,14 @@ type callID struct {
 // conditionsOf is what a request makes its answer depend on (RFC 9110 section 13.1). A kept answer, which is whole, suits
 // all of them.
 func conditionsOf(h http.Header) string {
-	if len(h) == 0 {
-		return ""
-	}
 	var all []string
-	for _, name := range [...]string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range"} {
-		if values := h[name]; len(values) > 0 {
-			all = append(append(all, name), values...)
+	for name, values := range h {
+		if len(name) > 3 && strings.EqualFold(name[:3], "If-") {
+			all = append(all, strings.ToLower(name)+"\n"+strings.Join(values, "\n"))
 		}
+	}
+	if len(all) > 1 {
+		slices.Sort(all)
 	}
 	return strings.Join(all, "\n")
 }

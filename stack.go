@@ -46,6 +46,7 @@ type Stack struct {
 	Breaker     *Breaker
 
 	describe func(*http.Request) Call
+	entry    entry // by which requests come in
 	health   *Health
 	work     leg           // the road of Do
 	workReq  *http.Request // what every call of it looks like; never changed
@@ -196,11 +197,7 @@ func (s *Stack) admit(req *http.Request, top leg) (*http.Response, error) {
 		return nil, &Error{Layer: "stack", Err: ErrClosed, verdict: refused}
 	}
 	defer s.calls.end()
-	e := entry{stack: s, describe: s.describe}
-	if s.Timeout != nil {
-		e.maxBody, e.budget = s.Timeout.cfg.MaxRequestBytes, s.Timeout.budgetOf
-	}
-	return enter(req, top, e)
+	return enter(req, top, s.entry)
 }
 
 // timed measures what a caller waits, by operation class.
@@ -239,6 +236,10 @@ func (s *Stack) wire(cfg Config) {
 	s.wireKeys()
 	s.wireHealth(cfg)
 	s.work = timed{s.lay(workLeg{}), s}
+	s.entry = entry{stack: s, describe: s.describe}
+	if s.Timeout != nil {
+		s.entry.maxBody, s.entry.budget = s.Timeout.cfg.MaxRequestBytes, s.Timeout.budgetOf
+	}
 }
 
 // wireKeys ties letters and keys together: a letter pins its key, and the outcome of a key settles its letter.

@@ -77,7 +77,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	}
 	resp, err := l.travel(call, t, inner)
 	ended = true
-	call.unlimit() // see takeBody
+	if req.Body != nil {
+		call.unlimit() // see awaitBody
+	}
 	if t.finish(resp, err, stop) {
 		over = func() {}
 	}

@@ -179,8 +179,8 @@ type sighting struct {
 	wire    *wire
 	out     *http.Request
 	once    bool
-	passed  atomic.Bool // a body that can be sent once was handed on to a layer below
 	repeats bool        // net/http's transport repeats it by itself after a connection broke, see isReplayable there
+	passed  atomic.Bool // a body that can be sent once was handed on to a layer below
 
 	hooks atomic.Pointer[hooks] // nil: nobody has asked
 

@@ -9,7 +9,9 @@ import (
 
 // newJournal makes the journal of a queue that has a store.
 func (d *DLQ) newJournal() *letterJournal {
-	return &letterJournal{mu: &d.mu, write: d.writeLetter, fault: d.writeFailed, freed: d.roomCame, entries: map[string]*journalEntry{}}
+	return &letterJournal{
+		mu: &d.mu, write: d.writeLetter, fault: d.writeFailed, wake: d.wake, freed: d.roomCame, entries: map[string]*journalEntry{},
+	}
 }
 
 // writeLetter brings the state of one letter into the store.
@@ -35,7 +37,6 @@ func (d *DLQ) writeFailed(id string) {
 		ev.Operation, ev.KeyHash = s.letter.Operation, d.keyHash(s.letter.Key)
 	}
 	d.events.emit(ev)
-	d.wake() // for the runner, which tries again
 }
 
 // seal returns a copy of l whose request is sealed.

@@ -16,7 +16,9 @@ import (
 //
 // The queue makes one call for an id at a time, and several for different ids at once. Contexts of writes end after 5 s;
 // they carry nothing of a caller's. Under one that has ended a method returns an error, and changes nothing. A write that
-// has not returned by then is waited for by nobody, but its id is not written again until it has.
+// has not returned by then counts as failed and no caller waits for it, but its id is not written again until it has. There
+// are at most 32 writes at a time: a store that holds all of them for longer is written nothing more, and new letters are
+// refused, until one returns.
 type LetterStore interface {
 	// Put inserts l, or replaces the letter with its id, in one atomic step: whoever loads sees the old one or the new
 	// one, whole. When it returns nil the letter is durable. After an error the letter may be there, as it was before or
@@ -53,6 +55,7 @@ type letterJournal struct {
 	mu    *sync.Mutex
 	write func(ctx context.Context, id string, l *Letter) error // l nil: remove
 	fault func(id string)                                       // a write failed; the lock is held
+	wake  func()                                                // for retry, whose time is set; the lock is held
 	freed func()                                                // a removal that was owed is made; the lock is held
 
 	entries  map[string]*journalEntry // by id
@@ -78,7 +81,7 @@ type journalEntry struct {
 	queued  bool
 	writing bool
 	cancel  context.CancelFunc // of the write under way
-	ended   chan struct{}      // closed when the next write has ended
+	ended   chan struct{}      // closed when the next write has ended, or its time is over
 }
 
 // note remembers the state that a letter has now, and returns the number to wait for. fresh: the store has never heard of
@@ -157,23 +160,26 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 	defer cancel()
 	want, seq := e.want, e.seq
 	e.writing, e.known, e.cancel = true, true, cancel
+	returned := j.timed(e, want, seq)
 	j.mu.Unlock()
 	err := j.write(ctx, e.id, want)
 	j.mu.Lock()
+	late := returned()
 	e.writing, e.cancel = false, nil
-	e.failed, e.err = 0, nil
 	if err == nil {
 		e.written = seq
 		j.failures = 0
 	} else {
-		e.failed, e.err = seq, err
 		j.failures++
 		if j.retryAt.IsZero() { // else one letter that is never taken would put all others off for ever
 			j.retryAt = time.Now().Add(min(letterRetryFirst<<min(j.failures-1, 10), letterRetryAtMost))
 		}
-		j.fault(e.id)
+		if !late { // it is reported once
+			j.fault(e.id)
+		}
+		j.wake()
 	}
-	j.owe(e, err != nil && e.want == nil && want == nil)
+	j.ruled(e, want, seq, err)
 	switch {
 	case err == nil && e.seq == seq:
 		j.forget(e)
@@ -181,6 +187,42 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 	case e.seq != seq:
 		j.enqueue(e) // there is news already
 	}
+	e.tell()
+}
+
+// timed has a write fail that has not returned when its time is over, as under a store that ignores its context. Whoever
+// it returns to calls returned, under the lock, and hears whether that came too late.
+func (j *letterJournal) timed(e *journalEntry, want *Letter, seq uint64) (returned func() (late bool)) {
+	over, late := false, false
+	timer := time.AfterFunc(letterWriteLimit, func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if over {
+			return
+		}
+		late = true
+		j.fault(e.id)
+		j.ruled(e, want, seq, errSlowStore)
+		e.tell()
+	})
+	return func() bool {
+		timer.Stop()
+		over = true
+		return late
+	}
+}
+
+// ruled notes how a write of the state want went.
+func (j *letterJournal) ruled(e *journalEntry, want *Letter, seq uint64, err error) {
+	e.failed, e.err = 0, err
+	if err != nil {
+		e.failed = seq
+	}
+	j.owe(e, err != nil && e.want == nil && want == nil)
+}
+
+// tell wakes those who wait for a write.
+func (e *journalEntry) tell() {
 	close(e.ended)
 	e.ended = make(chan struct{})
 }

@@ -1,7 +1,9 @@
 package resilience
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -297,14 +299,15 @@ func (j *letterJournal) drain(ctx context.Context) (left int, err error) {
 	j.retry(j.retryAt)
 	j.mu.Unlock()
 	for {
-		idle, left, err := j.rest()
-		if idle == nil {
+		var idle <-chan struct{}
+		if idle, left, err = j.rest(); idle == nil {
 			return left, err
 		}
 		select {
 		case <-idle:
 		case <-ctx.Done():
-			return left, context.Cause(ctx)
+			_, left, err = j.rest() // much may have been written meanwhile
+			return left, errors.Join(context.Cause(ctx), err)
 		}
 	}
 }
@@ -314,7 +317,7 @@ func (j *letterJournal) rest() (idle <-chan struct{}, left int, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range j.entries {
-		err = e.err
+		err = cmp.Or(err, e.err)
 	}
 	if j.writers > 0 && j.idle == nil {
 		j.idle = make(chan struct{})

@@ -90,6 +90,37 @@ func TestDLQStore_AStoreThatHoldsEveryWriter(t *testing.T) {
 	})
 }
 
+// What Close says is not in the store is what is not there when it returns.
+func TestDLQStore_CloseCountsWhatIsLeftWhenItReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 40
+		s := newShelf()
+		p := s.open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		for i := range n {
+			require.NoError(t, d.Add(Letter{ID: fmt.Sprint(i), Operation: "op", Key: fmt.Sprint("k", i)}))
+		}
+		release := make(chan struct{})
+		p.set(func(_ context.Context, _, id string, effect func()) error {
+			if id == "0" {
+				<-release
+			}
+			effect()
+			return nil
+		})
+		for i := range n {
+			require.NoError(t, d.Requeue(fmt.Sprint(i)))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := d.close(ctx)
+		require.ErrorContains(t, err, "changes of 1 letters")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		close(release)
+		require.NoError(t, d.close(t.Context()))
+	})
+}
+
 // A write that fails when its time is long over was reported when that was so, and is tried again all the same.
 func TestDLQStore_AWriteThatFailsLateIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -111,5 +142,31 @@ func TestDLQStore_AWriteThatFailsLateIsTriedAgain(t *testing.T) {
 		time.Sleep(letterWriteLimit + 3*time.Second)
 		require.Empty(t, s.ids())
 		require.EqualValues(t, 1, d.Stats().StoreFailures)
+	})
+}
+
+// Why something is not in the store is said as long as it is known of one letter.
+func TestDLQStore_CloseSaysWhyItIsNotThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 2 * letterWriters
+		d, _, release := stuckStore(t, n, DLQConfig{})
+		p, _ := d.cfg.Store.(*shelfStore)
+		p.set(func(_ context.Context, _, id string, _ func()) error {
+			if id == "0" {
+				return errShelf
+			}
+			<-release
+			return nil
+		})
+		for i := range n {
+			require.NoError(t, d.Requeue(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, d.close(ctx), errShelf)
+		p.set(nil)
+		close(release)
+		require.NoError(t, d.close(t.Context()))
 	})
 }

@@ -151,12 +151,14 @@ func TestOpen_ListsThatDoNotFit(t *testing.T) {
 			k, _ := tx.Bucket(bucketExpires).Cursor().First()
 			return tx.Bucket(bucketExpires).Delete(k)
 		}, ErrCorrupt},
-		"record gone":          {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).Delete([]byte("done")) }, ErrCorrupt},
-		"versions begin again": {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).SetSequence(0) }, ErrCorrupt},
-		"record under another": {func(tx *bbolt.Tx) error { return moveRecord(tx) }, ErrCorrupt},
-		"bucket gone":          {func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketExpires) }, ErrCorrupt},
-		"counts gone":          {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keyCounts) }, ErrCorrupt},
-		"format of the future": {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyFormat, []byte{2}) }, ErrNewer},
+		"record gone":                           {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).Delete([]byte("done")) }, ErrCorrupt},
+		"versions begin again":                  {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).SetSequence(0) }, ErrCorrupt},
+		"record under another":                  {func(tx *bbolt.Tx) error { return moveRecord(tx) }, ErrCorrupt},
+		"bucket gone":                           {func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketExpires) }, ErrCorrupt},
+		"counts gone":                           {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keyCounts) }, ErrCorrupt},
+		"more unsettled counted than there are": {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyCounts, counts(2, 2)) }, ErrCorrupt},
+		"fewer records counted than there are":  {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyCounts, counts(1, 1)) }, ErrCorrupt},
+		"format of the future":                  {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyFormat, []byte{2}) }, ErrNewer},
 		"record of the future": {func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketRecords).Put([]byte("done"), sealed("done", []byte{2, 1, 1, 1}))
 		}, ErrNewer},

@@ -80,6 +80,27 @@ func TestDecode_NothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
+// Behind a checksum that fits, what makes no sense is damage all the same: nothing of it may be read as something else.
+func TestDecode_NoSense(t *testing.T) {
+	for name, b := range map[string][]byte{
+		"a number that does not end":     {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldSends, 1, 0x80},
+		"more than a number":             {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldSends, 2, 2, 2},
+		"a value where none belongs":     {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldAccepted, 1, 0},
+		"a field twice":                  {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldState, 1, 3},
+		"a field out of order":           {encoding, fieldState, 1, 1, fieldVersion, 1, 1},
+		"a field without a number":       {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldSends},
+		"a field longer than the record": {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldOwner, 9, 'x'},
+		"a time with a second too many":  {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldLease, 6, 2, 0x80, 0x94, 0xeb, 0xdc, 3},
+		"more texts than bytes":          {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldCallIDs, 2, 9, 0},
+		"no version":                     {encoding, fieldState, 1, 1},
+		"no state":                       {encoding, fieldVersion, 1, 1},
+	} {
+		rec, err := decode("id", sealed("id", b))
+		require.ErrorIs(t, err, ErrCorrupt, name)
+		require.Equal(t, resilience.Record{}, rec, name)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	whole := encode(sample())
 	f.Add(whole[:len(whole)-4])

@@ -114,6 +114,61 @@ func TestLetters_NothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
+// Behind a checksum that fits, what makes no sense is damage all the same.
+func TestLetters_NoSense(t *testing.T) {
+	for name, b := range map[string][]byte{
+		"a number that does not end":             {letterEncoding, letterStatus, 1, 0x80},
+		"more than a number":                     {letterEncoding, letterStatus, 2, 2, 2},
+		"a value where none belongs":             {letterEncoding, letterInDoubt, 1, 0},
+		"a field twice":                          {letterEncoding, letterCause, 1, 'a', letterCause, 1, 'b'},
+		"a field out of order":                   {letterEncoding, letterCause, 1, 'a', letterKey, 1, 'k'},
+		"a field longer than the letter":         {letterEncoding, letterCause, 9, 'a'},
+		"an attempt whose number does not end":   {letterEncoding, letterHistory, 5, 1, 3, attemptStatus, 1, 0x80},
+		"an attempt with more than a number":     {letterEncoding, letterHistory, 6, 1, 4, attemptStatus, 2, 2, 2},
+		"an attempt longer than the history":     {letterEncoding, letterHistory, 3, 1, 9, 0},
+		"fewer attempts than there should be":    {letterEncoding, letterHistory, 4, 2, 0},
+		"more attempts than there should be":     {letterEncoding, letterHistory, 3, 1, 0, 0},
+		"a field of an attempt that comes twice": {letterEncoding, letterHistory, 8, 1, 6, attemptStatus, 1, 2, attemptStatus, 1, 4},
+	} {
+		l, err := decodeLetter("id", sealed("id", b))
+		require.ErrorIs(t, err, ErrCorrupt, name)
+		require.Equal(t, resilience.Letter{}, l, name)
+	}
+}
+
+// Load reads so many letters at a time, and so many bytes, whatever there are: a page and the next make all of them.
+func TestLetters_LoadedInPages(t *testing.T) {
+	for name, c := range map[string]struct{ letters, body, page int }{
+		"many":  {letters: loadLetters + 1, body: 1, page: loadLetters},
+		"large": {letters: 5, body: loadBytes / 2, page: 2},
+		"huge":  {letters: 2, body: loadBytes, page: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, keysFile(t), Options{})
+			var wg sync.WaitGroup
+			for i := range c.letters {
+				wg.Go(func() {
+					letter := resilience.Letter{ID: fmt.Sprintf("%04d", i), Body: make([]byte, c.body)}
+					if err := s.Letters().Put(t.Context(), letter); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			page, err := letters{s}.page(t.Context(), nil)
+			require.NoError(t, err)
+			require.Len(t, page, c.page)
+			n := 0
+			require.NoError(t, s.Letters().Load(t.Context(), func(l resilience.Letter) error {
+				require.Equal(t, fmt.Sprintf("%04d", n), l.ID)
+				n++
+				return s.Letters().Put(t.Context(), l) // nothing is held meanwhile
+			}))
+			require.Equal(t, c.letters, n)
+		})
+	}
+}
+
 func FuzzDecodeLetter(f *testing.F) {
 	whole := encodeLetter(sampleLetter())
 	f.Add(whole[:len(whole)-4])

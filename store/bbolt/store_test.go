@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -255,6 +254,57 @@ func TestQueue_LargeBodiesAreSpreadOverCommits(t *testing.T) {
 	})
 }
 
+// However many wait, a commit takes so many at most, and the next one the rest.
+func TestQueue_ManyAreSpreadOverCommits(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		s.turn <- struct{}{}
+		var wg sync.WaitGroup
+		for i := range maxBatch + 1 {
+			wg.Go(func() { swap(t, s, 0, claim(fmt.Sprint(i), "a")) })
+		}
+		synctest.Wait()
+		<-s.turn
+		wg.Wait()
+		require.Equal(t, int64(2), s.Stats().Commits)
+		require.Equal(t, int64(maxBatch), s.Stats().LargestCommit)
+		require.NoError(t, s.Close())
+	})
+}
+
+// Of many that come for one key at once, one wins; the others hear so and count as nothing written.
+func TestQueue_LosersOfACommitWroteNothing(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		s.turn <- struct{}{}
+		var wins atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				_, swapped, err := s.CompareAndSwap(t.Context(), 0, claim("key", fmt.Sprint(i)))
+				if err != nil {
+					t.Error(err)
+				}
+				if swapped {
+					wins.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		<-s.turn
+		wg.Wait()
+		require.EqualValues(t, 1, wins.Load())
+		require.Equal(t, int64(1), s.Stats().Commits)
+		require.Equal(t, int64(1), s.Stats().Writes)
+		require.Equal(t, int64(1), s.Stats().LargestCommit)
+		require.NoError(t, s.Close())
+	})
+}
+
 // Losing costs no sync, and neither does a sweep that finds nothing.
 func TestCommit_NothingChangedNothingWritten(t *testing.T) {
 	s := open(t, keysFile(t), Options{})
@@ -313,16 +363,40 @@ func TestCommit_WhatIsQueuedEndsWithTheStore(t *testing.T) {
 	require.Zero(t, open(t, path, Options{}).Stats().Keys, "it was written")
 }
 
-// A page that could not be written leaves the file as it was, as on a full disk, unless the file knows the commit all the same.
-func TestCommit_AFailedWriteEndsTheStoreOnlyIfItIsInTheFile(t *testing.T) {
-	full := &fs.PathError{Op: "write", Path: "keys", Err: syscall.ENOSPC}
-	for after, ends := range map[int]bool{1: false, 0: true} {
-		s := open(t, keysFile(t), Options{})
-		swap(t, s, 0, claim("key", "a"))
-		require.ErrorIs(t, s.commitFailed(s.lastCommit()+after, full), full)
-		_, err := s.Load(t.Context(), "key")
-		require.Equal(t, ends, err != nil)
-		require.Equal(t, ends, s.Stats().Broken != nil)
+// A store goes on after a write that failed, as on a full disk, if the file shows that nothing of the commit arrived.
+func TestCommit_GoesOnIfTheFileIsAsItWas(t *testing.T) {
+	full := &fs.PathError{Op: "write", Path: "keys.db", Err: errors.New("no space left on device")}
+	resize := errors.New("file resize error: truncate keys.db: file too large")
+	for name, c := range map[string]struct {
+		err    error
+		later  int // by how much the commit is later than the last that the file knows
+		broken bool
+	}{
+		"a page was not written":                  {err: full, later: 1},
+		"the file did not grow":                   {err: resize, later: 1},
+		"a page was not written, but it arrived":  {err: full, broken: true},
+		"the file did not grow, but it arrived":   {err: resize, broken: true},
+		"something else failed than a write":      {err: &fs.PathError{Op: "sync", Err: errors.New("input/output error")}, later: 1, broken: true},
+		"a panic over a page that makes no sense": {err: fmt.Errorf("%w: page 7", ErrCorrupt), later: 1, broken: true},
+		"nobody knows what":                       {err: errors.New("unknown"), later: 1, broken: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Open(keysFile(t), Options{})
+			require.NoError(t, err)
+			version := swap(t, s, 0, claim("key", "a"))
+			require.ErrorIs(t, s.commitFailed(s.lastCommit()+c.later, c.err), c.err)
+			_, swapped, err := s.CompareAndSwap(t.Context(), version, claim("key", "b"))
+			require.Equal(t, !c.broken, swapped)
+			if c.broken {
+				require.ErrorIs(t, err, c.err)
+				require.ErrorIs(t, s.Stats().Broken, c.err)
+			} else {
+				require.NoError(t, err)
+				require.NoError(t, s.Stats().Broken)
+			}
+			_ = s.Close()
+			_ = s.db.Close() // which Close leaves open after a panic, for its locks may be held
+		})
 	}
 }
 
@@ -397,6 +471,33 @@ func TestSweep_PinnedIsAskedWithoutALock(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 10, n)
 	require.EqualValues(t, 10, s.Stats().Keys)
+}
+
+// What expires now is due, and what expired before there was a Unix time, by a clock that was wrong, is due as well.
+func TestSweep_DueAtTheMoment(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		for id, at := range map[string]time.Time{
+			"now": s.Now(), "before 1970": time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC), "soon": s.Now().Add(1),
+		} {
+			rec := claim(id, "a")
+			rec.State, rec.Expires = resilience.KeyConfirmed, at
+			swap(t, s, 0, rec)
+		}
+		n, err := s.Sweep(t.Context(), 100, nil)
+		require.NoError(t, err)
+		require.Equal(t, 2, n)
+		rec, err := s.Load(t.Context(), "soon")
+		require.NoError(t, err)
+		require.NotZero(t, rec.Version)
+		time.Sleep(1)
+		n, err = s.Sweep(t.Context(), 100, nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.NoError(t, s.Close())
+	})
 }
 
 func TestNow_ClockDoesNotJump(t *testing.T) {

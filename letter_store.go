@@ -99,7 +99,6 @@ func (j *letterJournal) note(id string, l *Letter, fresh bool) uint64 {
 		j.entries[id] = e
 	}
 	e.want, e.seq = l, j.seq
-	j.owe(e, e.owed && l == nil)
 	switch {
 	case l == nil && !e.known:
 		j.forget(e) // it never got there

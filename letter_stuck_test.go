@@ -170,3 +170,21 @@ func TestDLQStore_CloseSaysWhyItIsNotThere(t *testing.T) {
 		require.NoError(t, d.close(t.Context()))
 	})
 }
+
+// Whoever waits for a change that is in the store hears so, whatever became of the changes after it.
+func TestDLQStore_ALaterChangeThatFailsTakesNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newShelf().open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		require.NoError(t, d.Add(Letter{ID: "x", Operation: "op"}))
+		require.NoError(t, d.Requeue("x"))
+		onDisk(t, d)
+		first := d.box.ofID("x").noted
+		p.set(failing)
+		require.NoError(t, d.Requeue("x"))
+		require.NoError(t, d.journal.await(t.Context(), "x", first))
+		synctest.Wait()
+		require.NoError(t, d.journal.await(t.Context(), "x", first))
+		require.ErrorIs(t, d.journal.await(t.Context(), "x", d.box.ofID("x").noted), errShelf)
+	})
+}

@@ -125,7 +125,7 @@ func TestLetters_NoSense(t *testing.T) {
 		"a field longer than the letter":         {letterEncoding, letterCause, 9, 'a'},
 		"an attempt whose number does not end":   {letterEncoding, letterHistory, 5, 1, 3, attemptStatus, 1, 0x80},
 		"an attempt with more than a number":     {letterEncoding, letterHistory, 6, 1, 4, attemptStatus, 2, 2, 2},
-		"an attempt longer than the history":     {letterEncoding, letterHistory, 3, 1, 9, 0},
+		"an attempt longer than the history":     {letterEncoding, letterHistory, 2, 1, 9},
 		"fewer attempts than there should be":    {letterEncoding, letterHistory, 4, 2, 0},
 		"more attempts than there should be":     {letterEncoding, letterHistory, 3, 1, 0, 0},
 		"a field of an attempt that comes twice": {letterEncoding, letterHistory, 8, 1, 6, attemptStatus, 1, 2, attemptStatus, 1, 4},

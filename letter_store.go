@@ -82,7 +82,7 @@ type journalEntry struct {
 	owed    bool // its removal failed
 	queued  bool
 	writing bool
-	cancel  context.CancelFunc // of the write under way
+	cancel  context.CancelFunc // of the last write
 	ended   chan struct{}      // closed when the next write has ended, or its time is over
 }
 
@@ -131,7 +131,6 @@ func (j *letterJournal) enqueue(e *journalEntry) {
 // forget ends an entry: all of it is in the store, or must not get there.
 func (j *letterJournal) forget(e *journalEntry) {
 	delete(j.entries, e.id)
-	e.written = e.seq
 	close(e.ended)
 	e.ended = nil
 }
@@ -166,7 +165,7 @@ func (j *letterJournal) writeOut(e *journalEntry) {
 	err := j.write(ctx, e.id, want)
 	j.mu.Lock()
 	late := returned()
-	e.writing, e.cancel = false, nil
+	e.writing = false
 	if err == nil {
 		e.written = seq
 		j.failures = 0

@@ -188,3 +188,147 @@ func TestDLQStore_ALaterChangeThatFailsTakesNothingBack(t *testing.T) {
 		require.ErrorIs(t, d.journal.await(t.Context(), "x", d.box.ofID("x").noted), errShelf)
 	})
 }
+
+// A caller waits for its own change, not for the changes that came after it, and no shorter either.
+func TestDLQStore_EachChangeIsWaitedForByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newShelf().open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		require.NoError(t, d.Add(Letter{ID: "x", Operation: "op"}))
+		onDisk(t, d)
+		p.set(func(_ context.Context, _, _ string, effect func()) error {
+			time.Sleep(time.Second)
+			effect()
+			return nil
+		})
+		began := time.Now()
+		written := make(chan time.Duration, 2)
+		for range cap(written) {
+			require.NoError(t, d.Requeue("x"))
+			seq := d.box.ofID("x").noted
+			go func() {
+				_ = d.journal.await(t.Context(), "x", seq)
+				written <- time.Since(began)
+			}()
+			synctest.Wait()
+		}
+		require.Equal(t, time.Second, <-written)
+		require.Equal(t, 2*time.Second, <-written)
+	})
+}
+
+// A write that nobody waits for any more is ended: a store need not go on with it.
+func TestDLQStore_AWriteThatWasGivenUpIsCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newShelf().open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		rt := d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)})
+		began := time.Now()
+		ended := make(chan time.Duration, 1)
+		p.set(func(ctx context.Context, op, _ string, effect func()) error {
+			if op == "put" {
+				<-ctx.Done()
+				ended <- time.Since(began)
+				return ctx.Err()
+			}
+			effect()
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, err := dlqCall(ctx, rt, http.MethodPut, "k")
+		require.ErrorIs(t, err, ErrLettersFull)
+		require.Equal(t, letterGrace, <-ended)
+		onDisk(t, d)
+	})
+}
+
+// Room that a removal held which the store had not taken goes to who waits for it, when the store has taken it.
+func TestDLQStore_RoomComesBackWithARemoval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newShelf().open()
+		d := mustDLQ(t, DLQConfig{Store: p, MaxLetters: 1, Overflow: OverflowBlock})
+		require.NoError(t, d.Add(Letter{ID: "x", Operation: "op"}))
+		p.set(failing)
+		require.ErrorIs(t, d.Delete("x", ""), ErrStore)
+		rt := d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)})
+		told := make(chan error, 1)
+		go func() {
+			_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+			told <- err
+		}()
+		synctest.Wait()
+		require.Equal(t, 1, d.Stats().Blocked)
+		p.set(nil)
+		stop := dlqRun(t, d)
+		defer stop()
+		time.Sleep(letterRetryFirst)
+		synctest.Wait()
+		require.Zero(t, d.Stats().Blocked)
+		require.ErrorIs(t, <-told, ErrParked)
+	})
+}
+
+// However many writes fail meanwhile, what failed first is tried again when it was to be.
+func TestDLQStore_OthersThatFailPutNothingOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		p := s.open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		require.NoError(t, d.Add(Letter{ID: "x", Operation: "op"}))
+		p.set(failing)
+		require.ErrorIs(t, d.Delete("x", ""), ErrStore)
+		p.set(func(_ context.Context, op, _ string, effect func()) error {
+			if op == "put" {
+				return errShelf
+			}
+			effect()
+			return nil
+		})
+		for range 5 {
+			time.Sleep(letterRetryFirst / 4)
+			require.ErrorIs(t, d.Add(Letter{Operation: "op"}), ErrLettersFull)
+			d.next(time.Now()) // as Run does
+			synctest.Wait()
+		}
+		require.Empty(t, s.ids())
+	})
+}
+
+// What failed is tried again after 1 s, 2 s, 4 s and so on up to 30 s, and after 1 s again when a write has succeeded.
+func TestDLQStore_BacksOffUntilAWriteSucceeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newShelf().open()
+		d := mustDLQ(t, DLQConfig{Store: p})
+		var waits []int
+		last := time.Now()
+		p.set(func(_ context.Context, _, id string, effect func()) error {
+			waits = append(waits, int(time.Since(last).Seconds()))
+			last = time.Now()
+			if id == "taken" {
+				effect()
+				return nil
+			}
+			return errShelf
+		})
+		note := func(id string) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.journal.note(id, &Letter{ID: id}, true)
+		}
+		pass := func(seconds int) {
+			for range seconds {
+				synctest.Wait()
+				d.next(time.Now())
+				synctest.Wait()
+				time.Sleep(time.Second)
+			}
+		}
+		note("refused")
+		pass(100)
+		require.Equal(t, []int{0, 1, 2, 4, 8, 16, 30, 30}, waits)
+		note("taken")
+		pass(60)
+		require.Equal(t, []int{9, 21, 1, 2, 4, 8, 16}, waits[8:])
+	})
+}

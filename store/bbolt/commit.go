@@ -79,7 +79,7 @@ func (b *batch) swap(old uint64, rec resilience.Record) (version uint64, swapped
 		return 0, false, resilience.ErrStoreFull, nil
 	}
 	version, failure = b.put(current, rec)
-	return version, failure == nil, nil, failure
+	return version, true, nil, failure
 }
 
 func (b *batch) remove(current resilience.Record) error {
@@ -132,13 +132,9 @@ func (b *batch) unlist(current resilience.Record) error {
 func (s *Store) do(ctx context.Context, size int, run func(b *batch) error) error {
 	w := &work{run: run, size: size, done: make(chan struct{})}
 	s.mu.Lock()
-	switch {
-	case s.closed:
+	if s.closed {
 		s.mu.Unlock()
 		return errClosed
-	case s.broken != nil:
-		defer s.mu.Unlock()
-		return s.broken
 	}
 	s.queue = append(s.queue, w)
 	s.mu.Unlock()

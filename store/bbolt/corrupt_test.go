@@ -212,6 +212,13 @@ func TestSkipCheck_DamageShowsWhenRead(t *testing.T) {
 	_, swapped, err := s.CompareAndSwap(t.Context(), 0, claim("bad", "b"))
 	require.ErrorIs(t, err, ErrCorrupt)
 	require.False(t, swapped)
+	var own error
+	require.NoError(t, s.do(t.Context(), 0, func(b *batch) (failure error) { // as if it had become so since Load
+		_, swapped, own, failure = b.swap(0, claim("bad", "b"))
+		return failure
+	}))
+	require.ErrorIs(t, own, ErrCorrupt)
+	require.False(t, swapped)
 	_, _, err = s.Unsettled(t.Context(), "", 10)
 	require.ErrorIs(t, err, ErrCorrupt)
 	rec, err := s.Load(t.Context(), "good")

@@ -216,6 +216,43 @@ func TestQueue_OneCommitForMany(t *testing.T) {
 	})
 }
 
+// A context that ends when the commit has begun changes nothing: only the end of the commit tells whether the key is held.
+func TestQueue_ACommitThatHasBegunIsWaitedFor(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		s.turn <- struct{}{}
+		release := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() { // the first in line commits for both
+			if err := s.do(t.Context(), 0, func(*batch) error { <-release; return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		told := make(chan bool, 1)
+		wg.Go(func() {
+			_, swapped, err := s.CompareAndSwap(ctx, 0, claim("key", "a"))
+			if err != nil {
+				t.Error(err)
+			}
+			told <- swapped
+		})
+		synctest.Wait()
+		<-s.turn
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		require.Empty(t, told)
+		close(release)
+		wg.Wait()
+		require.True(t, <-told)
+		require.NoError(t, s.Close())
+	})
+}
+
 // A single writer commits at once, by itself: there is nobody to hand the work to, and no timer.
 func TestQueue_SingleWriterWaitsForNobody(t *testing.T) {
 	path := keysFile(t)
@@ -320,6 +357,22 @@ func TestCommit_NothingChangedNothingWritten(t *testing.T) {
 	_, err = s.Sweep(t.Context(), 10, func(string) bool { return false })
 	require.NoError(t, err)
 	require.Equal(t, int64(1), s.Stats().Commits)
+}
+
+// To free a key that nobody has is no error, and changes neither the counts nor the file.
+func TestCommit_FreeingWhatIsFree(t *testing.T) {
+	path := keysFile(t)
+	s := open(t, path, Options{})
+	free := resilience.Record{ID: "nobody's", State: resilience.KeyFree}
+	_, swapped, err := s.CompareAndSwap(t.Context(), 0, free)
+	require.NoError(t, err)
+	require.True(t, swapped)
+	swap(t, s, 0, claim("key", "a"))
+	require.EqualValues(t, 1, s.Stats().Keys)
+	require.EqualValues(t, 1, s.Stats().Unsettled)
+	require.EqualValues(t, 1, s.Stats().Commits)
+	require.NoError(t, s.Close())
+	require.EqualValues(t, 1, open(t, path, Options{}).Stats().Keys)
 }
 
 // A commit that may have got half way ends the store: what it remembers need not be what the disk holds.

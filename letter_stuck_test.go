@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -191,30 +192,44 @@ func TestDLQStore_ALaterChangeThatFailsTakesNothingBack(t *testing.T) {
 
 // A caller waits for its own change, not for the changes that came after it, and no shorter either.
 func TestDLQStore_EachChangeIsWaitedForByItself(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newShelf().open()
-		d := mustDLQ(t, DLQConfig{Store: p})
-		require.NoError(t, d.Add(Letter{ID: "x", Operation: "op"}))
-		onDisk(t, d)
-		p.set(func(_ context.Context, _, _ string, effect func()) error {
-			time.Sleep(time.Second)
-			effect()
-			return nil
+	for _, fails := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newShelf().open()
+			d := mustDLQ(t, DLQConfig{Store: p})
+			require.NoError(t, d.Add(Letter{ID: "x", Operation: "op"}))
+			onDisk(t, d)
+			first := true
+			p.set(func(_ context.Context, _, _ string, effect func()) error {
+				failing := fails && first
+				first = false
+				time.Sleep(time.Second)
+				if failing {
+					return errShelf
+				}
+				effect()
+				return nil
+			})
+			began := time.Now()
+			type told struct {
+				err error
+				at  time.Duration
+			}
+			written := make(chan told, 2)
+			for range cap(written) {
+				require.NoError(t, d.Requeue("x"))
+				seq := d.box.ofID("x").noted
+				go func() {
+					err := d.journal.await(t.Context(), "x", seq)
+					written <- told{err, time.Since(began)}
+				}()
+				synctest.Wait()
+			}
+			one, two := <-written, <-written
+			require.Equal(t, fails, one.err != nil)
+			require.Equal(t, time.Second, one.at)
+			require.Equal(t, told{nil, 2 * time.Second}, two)
 		})
-		began := time.Now()
-		written := make(chan time.Duration, 2)
-		for range cap(written) {
-			require.NoError(t, d.Requeue("x"))
-			seq := d.box.ofID("x").noted
-			go func() {
-				_ = d.journal.await(t.Context(), "x", seq)
-				written <- time.Since(began)
-			}()
-			synctest.Wait()
-		}
-		require.Equal(t, time.Second, <-written)
-		require.Equal(t, 2*time.Second, <-written)
-	})
+	}
 }
 
 // A write that nobody waits for any more is ended: a store need not go on with it.
@@ -330,5 +345,68 @@ func TestDLQStore_BacksOffUntilAWriteSucceeds(t *testing.T) {
 		note("taken")
 		pass(60)
 		require.Equal(t, []int{9, 21, 1, 2, 4, 8, 16}, waits[8:])
+	})
+}
+
+// An import, too, waits no longer for a write than the write may take.
+func TestDLQStore_ImportDoesNotWaitForAWriteThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _, release := stuckStore(t, 0, DLQConfig{})
+		began := time.Now()
+		require.ErrorIs(t, d.Import(bytes.NewReader(dlqExport(t, dlqVaried(t)))), errSlowStore)
+		require.Equal(t, letterWriteLimit, time.Since(began))
+		require.Zero(t, d.Len())
+		close(release)
+		onDisk(t, d)
+	})
+}
+
+// A removal that hangs holds its room as one that failed does; a letter that was refused holds none.
+func TestDLQStore_RoomOfAWriteThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, s, release := stuckStore(t, 1, DLQConfig{MaxLetters: 1})
+		require.ErrorIs(t, d.Delete("0", ""), ErrStore)
+		synctest.Wait()
+		began := time.Now()
+		require.ErrorIs(t, d.Add(Letter{Operation: "op"}), ErrLettersFull)
+		require.Zero(t, time.Since(began), "there is no room to wait in")
+		close(release)
+		onDisk(t, d)
+		require.Empty(t, s.ids())
+
+		release = make(chan struct{})
+		p, _ := d.cfg.Store.(*shelfStore)
+		p.set(func(_ context.Context, _, id string, effect func()) error {
+			if id != "fits" {
+				<-release
+			}
+			effect()
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, err := dlqCall(ctx, d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)}), http.MethodPut, "k")
+		require.ErrorIs(t, err, ErrLettersFull)
+		time.Sleep(letterWriteLimit)
+		require.EqualValues(t, 2, d.Stats().StoreFailures)
+		require.NoError(t, d.Add(Letter{ID: "fits", Operation: "op"}))
+		close(release)
+		onDisk(t, d)
+		require.Equal(t, []string{"fits"}, s.ids())
+	})
+}
+
+// A letter that was loaded and is deleted before anything was written of it is in the store, and must go there too.
+func TestDLQStore_AMergedLetterThatIsDeletedAtOnceIsRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		now := time.Now()
+		for i, id := range []string{"older", "newer"} {
+			s.letters[id] = Letter{ID: id, Operation: "op", Key: "k", First: now, Last: now.Add(time.Duration(i)), Next: now.Add(time.Hour)}
+		}
+		d := mustDLQ(t, DLQConfig{Store: s.open()})
+		require.NoError(t, d.Delete("newer", ""))
+		onDisk(t, d)
+		require.Empty(t, s.ids())
 	})
 }

@@ -133,10 +133,6 @@ var _ resilience.KeyStore = (*Store)(nil)
 // with an error that wraps resilience.ErrClosed, and so does every later call. Closing twice is no error.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
 	s.closed = true
 	waiting := s.queue
 	s.queue = nil

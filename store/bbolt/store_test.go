@@ -447,7 +447,11 @@ func TestCommit_GoesOnIfTheFileIsAsItWas(t *testing.T) {
 				require.NoError(t, err)
 				require.NoError(t, s.Stats().Broken)
 			}
-			_ = s.Close()
+			if errors.Is(c.err, ErrCorrupt) {
+				require.ErrorIs(t, s.Close(), ErrCorrupt)
+			} else {
+				require.NoError(t, s.Close())
+			}
 			_ = s.db.Close() // which Close leaves open after a panic, for its locks may be held
 		})
 	}
@@ -466,6 +470,23 @@ func TestMaxKeys(t *testing.T) {
 	rec, err := s.Load(t.Context(), "3")
 	require.NoError(t, err)
 	swap(t, s, rec.Version, claim("3", "b"))
+}
+
+// A caller who has gone is told with its own cause, and nothing is read or written for it.
+func TestContext_ItsCauseIsReturned(t *testing.T) {
+	s := open(t, keysFile(t), Options{})
+	gone := errors.New("the caller is gone")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(gone)
+	_, swapped, err := s.CompareAndSwap(ctx, 0, claim("key", "a"))
+	require.ErrorIs(t, err, gone)
+	require.False(t, swapped)
+	_, err = s.Load(ctx, "key")
+	require.ErrorIs(t, err, gone)
+	require.ErrorIs(t, s.Letters().Put(ctx, resilience.Letter{ID: "x"}), gone)
+	require.ErrorIs(t, s.Letters().Remove(ctx, "x"), gone)
+	require.ErrorIs(t, s.Letters().Load(ctx, func(resilience.Letter) error { return nil }), gone)
+	require.Zero(t, s.Stats().Commits)
 }
 
 func TestIDs(t *testing.T) {

@@ -271,9 +271,7 @@ func (s *Store) commitFailed(id int, err error) error {
 	if untouched(err) && s.lastCommit() < id {
 		return err
 	}
-	s.mu.Lock()
-	s.broken = fmt.Errorf("%w; the store must be opened anew", err)
-	s.mu.Unlock()
+	s.fail(err)
 	return err
 }
 

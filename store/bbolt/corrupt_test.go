@@ -1,10 +1,14 @@
 package boltstore
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/bbolt"
 
@@ -151,6 +155,15 @@ func TestOpen_ListsThatDoNotFit(t *testing.T) {
 			k, _ := tx.Bucket(bucketExpires).Cursor().First()
 			return tx.Bucket(bucketExpires).Delete(k)
 		}, ErrCorrupt},
+		"another unsettled key listed": {func(tx *bbolt.Tx) error {
+			b := tx.Bucket(bucketUnsettled)
+			return errors.Join(b.Delete([]byte("open")), b.Put([]byte("ghost"), nil))
+		}, ErrCorrupt},
+		"another expiry listed": {func(tx *bbolt.Tx) error {
+			b := tx.Bucket(bucketExpires)
+			k, _ := b.Cursor().First()
+			return errors.Join(b.Delete(k), b.Put(append(bytes.Clone(k), 'x'), nil))
+		}, ErrCorrupt},
 		"record gone":                           {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).Delete([]byte("done")) }, ErrCorrupt},
 		"versions begin again":                  {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).SetSequence(0) }, ErrCorrupt},
 		"record under another":                  {func(tx *bbolt.Tx) error { return moveRecord(tx) }, ErrCorrupt},
@@ -224,4 +237,36 @@ func TestSkipCheck_DamageShowsWhenRead(t *testing.T) {
 	rec, err := s.Load(t.Context(), "good")
 	require.NoError(t, err)
 	swap(t, s, rec.Version, claim("good", "b"))
+}
+
+// A page of an open file that cannot be read any more, as when the file was cut off, is an error and not the end of the
+// process, and no call after it hangs.
+func TestLoad_PageThatCannotBeRead(t *testing.T) {
+	for name, left := range map[string]int64{"a record's": 2 * int64(os.Getpagesize()), "the first": 0} {
+		t.Run(name, func(t *testing.T) {
+			path := keysFile(t)
+			s, err := Open(path, Options{})
+			require.NoError(t, err)
+			for i := range 50 {
+				rec := claim(fmt.Sprint(i), "a")
+				rec.Body = make([]byte, 10_000)
+				swap(t, s, 0, rec)
+			}
+			require.NoError(t, os.Truncate(path, left))
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				for range 3 {
+					_, err := s.Load(t.Context(), "7")
+					assert.ErrorIs(t, err, ErrCorrupt)
+				}
+				_ = s.Close()
+			}()
+			select {
+			case <-over:
+			case <-time.After(10 * time.Second):
+				t.Fatal("it hangs")
+			}
+		})
+	}
 }

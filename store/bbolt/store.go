@@ -156,6 +156,12 @@ func (s *Store) failed() error {
 	return s.broken
 }
 
+func (s *Store) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = fmt.Errorf("%w; the store must be opened anew", err)
+}
+
 // view reads.
 func (s *Store) view(ctx context.Context, read func(tx *bbolt.Tx) error) error {
 	if ctx.Err() != nil {
@@ -170,9 +176,18 @@ func (s *Store) view(ctx context.Context, read func(tx *bbolt.Tx) error) error {
 	case broken != nil:
 		return broken
 	}
-	err := guard(func() error { return s.db.View(read) })
-	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+	began := false
+	err := guard(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			began = true
+			return read(tx)
+		})
+	})
+	switch {
+	case errors.Is(err, berrors.ErrDatabaseNotOpen):
 		return errClosed
+	case !began && errors.Is(err, ErrCorrupt): // bbolt lets go of its locks only from there on: the next call would hang
+		s.fail(err)
 	}
 	return err
 }

@@ -95,6 +95,11 @@ func TestLetters_NothingIsDroppedSilently(t *testing.T) {
 		newer,
 		append(append([]byte(nil), content...), 200, 1, 7),
 		{letterEncoding, letterEffect, 1, 99},
+		{letterEncoding, letterPriority, 1, 99},
+		{letterEncoding, letterClass, 1, 99},
+		{letterEncoding, letterEffect, 2, 0x81, 2}, // 257, which must not be read as 1
+		{letterEncoding, letterPriority, 2, 0x81, 2},
+		{letterEncoding, letterClass, 2, 0x81, 2},
 		{letterEncoding, letterHistory, 5, 1, 3, 99, 1, 0},
 	} {
 		_, err := decodeLetter("id", sealed("id", b))

@@ -97,6 +97,23 @@ func TestOpen_SecondStoreIsRefused(t *testing.T) {
 	open(t, path, Options{LockTimeout: -1})
 }
 
+// Whoever says nothing about it waits a second for another process to close the file.
+func TestOpen_WaitsASecondByDefault(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = Open(path, Options{})
+		require.ErrorIs(t, err, ErrLocked)
+		require.InDelta(t, time.Second, time.Since(began), float64(100*time.Millisecond))
+		time.AfterFunc(900*time.Millisecond, func() { _ = s.Close() })
+		s, err = Open(path, Options{})
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+	})
+}
+
 // Of several that create the file at once one has it, and no half of a file is seen.
 func TestOpen_CreatedOnce(t *testing.T) {
 	for range 10 {
@@ -455,6 +472,16 @@ func TestCommit_GoesOnIfTheFileIsAsItWas(t *testing.T) {
 			_ = s.db.Close() // which Close leaves open after a panic, for its locks may be held
 		})
 	}
+}
+
+// A file that cannot be looked at after a commit that failed is not taken for one that is as it was.
+func TestCommit_AFileThatCannotBeReadEndsTheStore(t *testing.T) {
+	s, err := Open(keysFile(t), Options{})
+	require.NoError(t, err)
+	require.NoError(t, s.db.Close())
+	full := &fs.PathError{Op: "write", Path: "keys.db", Err: errors.New("no space left on device")}
+	require.ErrorIs(t, s.commitFailed(7, full), full)
+	require.ErrorIs(t, s.Stats().Broken, full)
 }
 
 func TestMaxKeys(t *testing.T) {

@@ -30,9 +30,9 @@ func (i *Idempotency) deduplicate(ctx context.Context, t *trip, req *http.Reques
 }
 
 // keepResult remembers a finished result; failing to is counted, and costs only the replay. So the caller, who has the
-// answer, waits for it no longer than their time and the store's patience last.
-func (i *Idempotency) keepResult(ctx context.Context, t *trip, version uint64, id, print string, resp *http.Response) {
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
+// answer, waits for it no longer than their time and the store's patience last; it is no fault of the store that they left.
+func (i *Idempotency) keepResult(caller context.Context, t *trip, version uint64, id, print string, resp *http.Response) {
+	ctx, cancel := context.WithTimeout(caller, storePatience)
 	defer cancel()
 	now := i.store.Now()
 	a := receiptOf(resp)
@@ -41,7 +41,7 @@ func (i *Idempotency) keepResult(ctx context.Context, t *trip, version uint64, i
 		Claimed: now, Sent: now, Settled: now, Expires: now.Add(i.cfg.TTL), CallID: a.callID, Status: a.status,
 		Header: a.header, Body: a.body, Evidence: "answer",
 	}
-	if _, _, err := i.swap(ctx, version, rec); err != nil {
+	if _, _, err := i.swap(ctx, version, rec); err != nil && caller.Err() == nil {
 		i.counts.storeErrors.Add(1)
 	}
 }

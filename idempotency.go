@@ -32,8 +32,8 @@ type IdempotencyConfig struct {
 	ServerKeys ServerKeys
 	// AssumeAbsentAfter settles a key in doubt as "nothing happened" when so much time has passed since it was sent and
 	// several look-ups found nothing; without Reconcile the time alone counts, see also [Finder]. 0: never, the default,
-	// since it is a guess: nothing can prove from outside that a request will not take effect yet. It turns "at most one request" into "at least one": a person may
-	// be called twice. At least 10 minutes; each use is counted in Stats().Assumed.
+	// since it is a guess: nothing can prove from outside that a request will not take effect yet. It turns "at most one
+	// request" into "at least one": a person may be called twice. At least 10 minutes; each use is counted in Stats().Assumed.
 	AssumeAbsentAfter time.Duration
 	// OnEvent hears this layer alone: the kinds that begin with "key.".
 	OnEvent func(Event)

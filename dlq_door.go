@@ -1,0 +1,275 @@
+package resilience
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/retell-resilience/resilience/internal/body"
+)
+
+// What the queue does with a call that passes: it takes over the letter of its key, and keeps the write if it fails for good.
+
+// pass is the door. A redrive goes through untouched: whoever drives it settles its letter.
+func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+	if t.letter != "" {
+		return next.travel(ctx, t, req)
+	}
+	held, err := d.takeOver(ctx, t, req)
+	if err != nil {
+		return nil, err
+	}
+	held.began = time.Now()
+	d.begin(t.call.Resource)
+	defer d.end(t.call.Resource)
+	ended := false
+	defer func() {
+		if !ended {
+			d.letGo(held, t.call.Effect == EffectOnce) // a panic or Goexit below; it is the caller's
+		}
+	}()
+	resp, err := next.travel(ctx, t, req)
+	ended = true
+	if err == nil && resp.StatusCode < http.StatusInternalServerError && !d.outlives(held, resp.StatusCode) {
+		d.succeeded(t, held, resp.StatusCode)
+		return resp, nil
+	}
+	return d.failed(ctx, t, req, held, answer{resp, err})
+}
+
+// outlives reports whether a letter that a call has taken over goes back to the queue with the answer.
+func (d *DLQ) outlives(held holding, status int) bool {
+	if held.slot == nil || notYet(status) {
+		return held.slot != nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.holdsLease(held.slot, held.token) && held.slot.letter.outlives(status)
+}
+
+// answer is how an exchange ended.
+type answer struct {
+	resp *http.Response
+	err  error
+}
+
+func (a answer) close() {
+	if a.resp != nil && a.resp.Body != nil {
+		_ = a.resp.Body.Close() // nobody will read it
+	}
+}
+
+// holding is the letter whose lease a call with the same key has taken; zero: there is none.
+type holding struct {
+	slot  *letterSlot
+	token uint64
+	began time.Time // when the call began
+}
+
+// takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
+func (d *DLQ) takeOver(ctx context.Context, t *trip, req *http.Request) (holding, error) {
+	for t.key != "" {
+		held, coming, err := d.tryTakeOver(t, req)
+		if coming == nil {
+			return held, err
+		}
+		select {
+		case <-coming: // now it is known whose the write is
+		case <-ctx.Done():
+			return holding{}, t.refuse("dlq", context.Cause(ctx))
+		}
+	}
+	return holding{}, nil
+}
+
+func (d *DLQ) tryTakeOver(t *trip, req *http.Request) (held holding, coming <-chan struct{}, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.box.ofKey(t.key)
+	switch {
+	case s == nil:
+		return holding{}, nil, nil
+	case s.arrival != nil:
+		return holding{}, s.arrival.over, nil
+	case !s.letter.sameWrite(writeOf(t, req)): // its outcome would be taken for that of another write
+		return holding{}, nil, t.refuse("dlq", ErrKeyReused)
+	case s.letter.InDoubt && !resends(t):
+		// Nobody above knows what the letter knows: there is no layer for keys, or its store has forgotten.
+		return holding{}, nil, d.parkedError(t, s.letter, ErrInDoubt)
+	case s.token != 0:
+		return holding{}, nil, d.parkedError(t, s.letter, nil)
+	}
+	held = holding{slot: s, token: d.box.lease(s)}
+	s.flying = true
+	t.owned(s.letter.ID)
+	return held, nil, nil
+}
+
+// resends reports whether the call is let through though its key is known to be in doubt, in a mode the user chose.
+func resends(t *trip) bool { return t.flight != nil && t.flight.rec.Doubts > 0 }
+
+// parkedError says that a letter owns the write.
+func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
+	e := t.fail("dlq", errors.Join(ErrParked, cause))
+	e.Key, e.LetterID, e.StatusCode = l.Key, l.ID, statusOf(cause)
+	if l.InDoubt && !InDoubt(e) {
+		e.Err = errors.Join(e.Err, ErrInDoubt)
+	}
+	return e
+}
+
+// succeeded settles what letters a write that worked leaves behind.
+func (d *DLQ) succeeded(t *trip, held holding, status int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if t.key != "" {
+		// Also one that another call with this key parked meanwhile.
+		s := d.box.ofKey(t.key)
+		if s != nil && (s.token == 0 || s == held.slot && s.token == held.token) && !s.letter.outlives(status) {
+			d.ack(s, "answered", status)
+			t.owned("")
+		}
+	}
+	if status/100 == 2 {
+		d.supersede(t.call.Resource, held.began)
+	}
+}
+
+// failed gives a write that did not work to the queue, or leaves it with its caller.
+func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holding, a answer) (*http.Response, error) {
+	f := failureOf(a, t.call.Effect)
+	if held.slot != nil {
+		if p := d.merge(held, f, callersOwn(ctx, a)); p.slot != nil {
+			_, _ = d.secure(ctx, p) // it is the queue's in any case
+			a.close()
+			return nil, d.refusal(t, p.letter, f)
+		}
+	}
+	if !d.wants(ctx, t, req, a) {
+		return a.resp, a.err
+	}
+	l, ok := d.letterOf(t, req, f, held.began)
+	if !ok {
+		return a.resp, a.err
+	}
+	ctx, decided, ok := t.handOver(ctx)
+	if !ok {
+		return a.resp, a.err
+	}
+	kept, err := d.admitFor(ctx, l, t.road, decided)
+	switch {
+	case err == nil:
+		a.close()
+		return nil, d.refusal(t, kept, f)
+	case a.err == nil:
+		return a.resp, nil // a settled outcome is a response; that no letter was made is counted and reported
+	}
+	why := ErrLettersFull
+	if errors.Is(err, ErrKeyReused) {
+		why = ErrKeyReused
+	}
+	e := t.fail("dlq", errors.Join(a.err, why))
+	e.Key, e.StatusCode = t.key, f.status
+	return nil, e
+}
+
+// admitFor is admit for a caller who may leave meanwhile, and must know then whether a letter was made.
+func (d *DLQ) admitFor(ctx context.Context, l Letter, road leg, decided func(string)) (kept *Letter, err error) {
+	id := ""
+	defer func() { decided(id) }() // a Spill of the user's may panic
+	kept, err = d.admit(ctx, l, road, d.cfg.Overflow == OverflowBlock)
+	switch {
+	case err != nil:
+		return nil, err
+	case !kept.sameWrite(l, true): // it came while the call was under way, and does not do what the call wants
+		return nil, ErrKeyReused
+	}
+	id = kept.ID
+	return kept, nil
+}
+
+func (d *DLQ) refusal(t *trip, l *Letter, f failure) *Error {
+	e := d.parkedError(t, l, f.err)
+	e.StatusCode = f.status
+	if f.doubt && !InDoubt(e) {
+		e.Err = errors.Join(e.Err, ErrInDoubt)
+	}
+	return e
+}
+
+// callersOwn reports whether the caller ended the call: before it was sent, or at any time by cancelling. Such a caller
+// has taken the write back. A budget is no wish of the caller's.
+func callersOwn(ctx context.Context, a answer) bool {
+	if a.err == nil || ctx.Err() == nil || outOfBudget(ctx) {
+		return false
+	}
+	return isRefusal(a.err) || NotSent(a.err) || !byTime(ctx)
+}
+
+// neverParked are failures that a redrive cannot help, or that are the caller's to know.
+var neverParked = []error{
+	ErrClosed, ErrKeyReused, ErrBadKey, ErrStore, ErrStoreFull, ErrDisputed, ErrParked, ErrLettersFull, body.ErrSpent,
+}
+
+// wants reports whether the queue takes a failed write.
+func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) bool {
+	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) {
+		return false
+	}
+	for _, never := range neverParked {
+		if errors.Is(a.err, never) {
+			return false
+		}
+	}
+	if isWork(req) && d.handler(t.call.Operation) == nil {
+		return false
+	}
+	if d.cfg.Keep == nil {
+		return true
+	}
+	keep := false
+	err := d.guard(t.call.Operation, func() error { keep = d.cfg.Keep(t.call); return nil })
+	return err == nil && keep
+}
+
+// workScheme is the scheme of the URL under which work that is not HTTP travels.
+const workScheme = "do"
+
+func isWork(req *http.Request) bool { return req.URL == nil || req.URL.Scheme == workScheme }
+
+// letterOf makes the letter of a failed call; ok is false when its body is not at hand.
+func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time) (l Letter, ok bool) {
+	l, whole := writeOf(t, req)
+	if !whole {
+		return l, false
+	}
+	l.Key, l.Named, l.Call, l.NotAfter, l.First, l.InDoubt = t.key, t.named, t.call, t.expiry(), started, f.doubt
+	l.Call.Params, l.Call.Budget = nil, 0
+	l.note(f.attempt(time.Now()))
+	l.Next = l.Last.Add(max(d.backoff(0), f.after))
+	if isWork(req) {
+		return l, len(l.Body) > 0 || t.call.Params == nil || d.encodeParams(&l, t.call.Params)
+	}
+	return l, true
+}
+
+// writeOf is what a call asks for, as its letter holds it; whole is false when its body is not at hand.
+func writeOf(t *trip, req *http.Request) (l Letter, whole bool) {
+	l.Operation = t.call.Operation
+	l.Body, whole = t.payload.Bytes()
+	if isWork(req) {
+		return l, whole
+	}
+	l.Method, l.URL, l.Header = methodOf(req), req.URL.String(), req.Header
+	if req.Host != req.URL.Host {
+		l.Host = req.Host
+	}
+	return l, whole
+}
+
+func (d *DLQ) encodeParams(l *Letter, params any) bool {
+	err := d.guard(l.Operation, func() (err error) { l.Body, err = json.Marshal(params); return err })
+	return err == nil
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -489,6 +490,21 @@ func TestCorner_ALetterSupersededOnTheWireIsNotGivenUp(t *testing.T) {
 		require.True(t, l.Superseded)
 		require.Zero(t, l.Attempts)
 		time.Sleep(time.Minute) // the transport is slow to hear of it
+		a.requireNewAfterAnHour()
+	})
+}
+
+// What is noted of the writes of a resource is gone with the last of them, whatever ends it.
+func TestCorner_NothingIsLeftOfTheWritesOfAResource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		var all sync.WaitGroup
+		all.Go(func() { require.ErrorIs(t, a.put("1", "old"), ErrParked) })
+		time.Sleep(time.Second)
+		require.NoError(t, a.put("2", "new"))
+		require.Len(t, a.DLQ.writes, 1, "the first is still under way")
+		all.Wait()
+		require.Empty(t, a.DLQ.writes)
 		a.requireNewAfterAnHour()
 	})
 }

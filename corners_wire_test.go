@@ -366,6 +366,28 @@ func TestCorner_APieceOfTheUsersHandsItsOwnBodyOn(t *testing.T) {
 	}
 }
 
+// What such a piece changes belongs to the same flight: its key is in doubt when the answer is lost, and it is not sent again.
+func TestCorner_APieceOfTheUsersBetweenTheDoorsOfAKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		piece := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+				_ = req.Body.Close()
+				out := req.Clone(req.Context())
+				out.Body = io.NopCloser(strings.NewReader("changed"))
+				return next.RoundTrip(out)
+			})
+		})
+		p := &phone{answer: lostAnswer}
+		rt := Chain(i.Claim(), piece, i.Intent()).Wrap(p)
+		for range 2 {
+			_, err := dial(t.Context(), t, rt, "k", dialBody)
+			require.ErrorIs(t, err, ErrInDoubt)
+		}
+		require.Equal(t, map[string]int{"changed": 1}, p.rings)
+	})
+}
+
 // A body that does not come holds its caller no longer than their time lasts.
 func TestCorner_ABodyThatDoesNotComeHoldsNobody(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -415,37 +437,49 @@ func TestCorner_ABodyThatDoesNotComeHoldsNobody(t *testing.T) {
 
 // The time that a body took is part of the budget, which is over when the answer is there.
 func TestCorner_ABodyThatComesSlowlyTakesFromTheBudget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{})
-		events, more := io.Pipe()
-		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-			if req.Header.Get("Slow") != "" {
-				return slow(time.Hour)(req)
-			}
-			resp := reply(200, "", "Content-Type", "text/event-stream")
-			resp.Body = events
-			return resp, nil
-		}))
-		send := func(slowly string) (*http.Response, error) {
-			body, w := io.Pipe()
-			time.AfterFunc(2*time.Second, func() { _, _ = io.WriteString(w, "text"); _ = w.Close() })
-			req, err := http.NewRequestWithContext(WithBudget(t.Context(), 3*time.Second), http.MethodPut, "http://api.test/x", body)
-			require.NoError(t, err)
-			req.Header.Set("Slow", slowly)
-			return rt.RoundTrip(req)
-		}
-		began := time.Now()
-		_, err := send("yes")
-		require.ErrorIs(t, err, ErrTimeout)
-		require.Equal(t, 3*time.Second, time.Since(began))
-		resp, err := send("")
-		require.NoError(t, err)
-		time.AfterFunc(time.Minute, func() { _, _ = io.WriteString(more, "data: late"); _ = more.Close() })
-		text, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
-		require.Equal(t, "data: late", string(text))
-		closeStack(t, s)
-	})
+	for name, wrap := range map[string]func(*testing.T, http.RoundTripper) http.RoundTripper{
+		"stack": func(t *testing.T, next http.RoundTripper) http.RoundTripper {
+			s := newStack(t, Config{})
+			t.Cleanup(func() { closeStack(t, s) })
+			return s.Wrap(next)
+		},
+		"budget alone": func(t *testing.T, next http.RoundTripper) http.RoundTripper {
+			return newTime(t, TimeoutConfig{}).Budget().Wrap(next)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, err := uploadSlowly(t, wrap(t, slow(time.Hour)))
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+
+				events, more := io.Pipe()
+				resp, err := uploadSlowly(t, wrap(t, RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+					context.AfterFunc(req.Context(), func() { _ = more.CloseWithError(context.Cause(req.Context())) })
+					resp := reply(200, "", "Content-Type", "text/event-stream")
+					resp.Body = events
+					return resp, nil
+				})))
+				require.NoError(t, err)
+				time.AfterFunc(time.Minute, func() { _, _ = io.WriteString(more, "data: late"); _ = more.Close() })
+				text, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				require.Equal(t, "data: late", string(text))
+			})
+		})
+	}
+}
+
+// uploadSlowly sends a body that takes two seconds to come, with a budget of three.
+func uploadSlowly(t *testing.T, rt http.RoundTripper) (*http.Response, error) {
+	t.Helper()
+	body, w := io.Pipe()
+	time.AfterFunc(2*time.Second, func() { _, _ = io.WriteString(w, "text"); _ = w.Close() })
+	req, err := http.NewRequestWithContext(WithBudget(t.Context(), 3*time.Second), http.MethodPut, "http://api.test/x", body)
+	require.NoError(t, err)
+	began := time.Now()
+	resp, err := rt.RoundTrip(req)
+	require.Equal(t, err != nil, time.Since(began) == 3*time.Second)
+	return resp, err
 }
 
 // A body whose Read panics or exits ends its caller's goroutine the same way, and nothing is sent.

@@ -3,6 +3,7 @@ package resilience
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,6 +109,60 @@ func TestIdempotency_AStoreThatHangsAtTheIntentSendsNothingAndHoldsNoSlot(t *tes
 		require.ErrorIs(t, err, ErrStore)
 		require.True(t, NotSent(err))
 		require.Zero(t, s.Stats().Bulkhead.InUse)
+		closeStack(t, s)
+	})
+}
+
+// hangsAtFree takes everything but a key that is given back.
+type hangsAtFree struct{ *MemoryStore }
+
+func (s hangsAtFree) CompareAndSwap(ctx context.Context, old uint64, r Record) (uint64, bool, error) {
+	if r.State == KeyFree {
+		return hungStore(s).CompareAndSwap(ctx, old, r)
+	}
+	return s.MemoryStore.CompareAndSwap(ctx, old, r)
+}
+
+func TestIdempotency_AStoreThatHangsAsAKeyIsGivenBackHoldsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}, Idempotency: IdempotencyConfig{Store: hangsAtFree{NewMemoryStore(0)}}})
+		s.Breaker.ForceOpen()
+		began := time.Now()
+		_, err := dial(t.Context(), t, s.Wrap(&phone{}), "", dialBody)
+		require.ErrorIs(t, err, ErrOpen)
+		require.True(t, NotSent(err))
+		require.Equal(t, storePatience, time.Since(began))
+		require.EqualValues(t, 1, s.Stats().Idempotency.StoreErrors)
+		closeStack(t, s)
+	})
+}
+
+// hangsAfter takes an outcome, at leisure, and hangs when it is to be kept for longer.
+type hangsAfter struct {
+	*MemoryStore
+	outcomes atomic.Int64
+}
+
+func (s *hangsAfter) CompareAndSwap(ctx context.Context, old uint64, r Record) (uint64, bool, error) {
+	if r.State == KeyConfirmed {
+		if s.outcomes.Add(1) > 1 {
+			return hungStore{s.MemoryStore}.CompareAndSwap(ctx, old, r)
+		}
+		time.Sleep(3 * time.Second) // the caller leaves meanwhile, and is told the key
+	}
+	return s.MemoryStore.CompareAndSwap(ctx, old, r)
+}
+
+func TestIdempotency_AStoreThatHangsAsAnOutcomeIsKeptForWhoLeftIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &hangsAfter{MemoryStore: NewMemoryStore(0)}
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: store}})
+		_, err := dial(WithBudget(t.Context(), time.Second), t, s.Wrap(&phone{}), "", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(2*time.Second + storePatience)
+		synctest.Wait()
+		require.EqualValues(t, 2, store.outcomes.Load())
+		require.EqualValues(t, 1, s.Stats().Idempotency.StoreErrors)
 		closeStack(t, s)
 	})
 }

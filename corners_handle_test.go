@@ -113,3 +113,22 @@ func TestCorner_AnotherKeyInAHandleFunctionIsACallOfItsOwn(t *testing.T) {
 		require.Equal(t, "another", l.Key)
 	})
 }
+
+// Where the user trusts the API's keys, a call with the key of a letter in doubt is sent again; what is asked at the last
+// moment knows that.
+func TestCorner_ACallUnderTheKeyOfALetterInDoubtIsSentAgainWhereThatIsTrusted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Reconcile: &idReader{}, ServerKeys: ServerKeysTrust}})
+		p := &phone{answer: lostAnswer}
+		rt := s.Wrap(p)
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.True(t, dlqOnly(t, s.DLQ).InDoubt)
+		p.answer = nil
+		resp, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.NoError(t, err)
+		require.Equal(t, 201, resp.StatusCode)
+		require.Zero(t, s.DLQ.Len())
+		closeStack(t, s)
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -514,4 +515,125 @@ func TestCorner_NothingIsLeftOfTheWritesOfAResource(t *testing.T) {
 		require.Zero(t, a.writes())
 		a.requireNewAfterAnHour()
 	})
+}
+
+// While a newer write is under way nobody knows whether an older letter still counts: its redrive does not go out, though
+// it has a slot, and comes again. A newer letter's redrive is such a write.
+func TestCorner_ARedriveDoesNotGoOutBesideANewerWrite(t *testing.T) {
+	for _, works := range []bool{true, false} {
+		for _, byRedrive := range []bool{false, true} {
+			t.Run(fmt.Sprint("works ", works, ", by redrive ", byRedrive), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { besideANewerWrite(t, works, byRedrive) })
+			})
+		}
+	}
+}
+
+func besideANewerWrite(t *testing.T, works, byRedrive bool) {
+	w := &writesOut{mode: "down"}
+	s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+	rt := s.Wrap(w)
+	put := func(body string) error {
+		ctx := WithCall(WithIdempotencyKey(t.Context(), body), Call{Resource: "agent/1"})
+		req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+		require.NoError(t, err)
+		_, err = rt.RoundTrip(req)
+		return err
+	}
+	require.ErrorIs(t, put("old"), ErrParked)
+	time.Sleep(time.Second)
+	if byRedrive { // the newer one's comes first
+		require.ErrorIs(t, put("new"), ErrParked)
+		time.Sleep(5 * time.Second)
+		s.DLQ.mu.Lock()
+		s.DLQ.box.change(s.DLQ.box.ofKey("old"), func(l *Letter) { l.Next = time.Now().Add(time.Second) })
+		s.DLQ.mu.Unlock()
+	}
+	w.set(map[bool]string{true: "works", false: "fails"}[works])
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if byRedrive {
+			s.DLQ.Redrive(t.Context())
+			return
+		}
+		_ = put("new")
+	}()
+	time.Sleep(5 * time.Second)
+	r := s.DLQ.Redrive(t.Context())
+	require.Equal(t, RedrivePaused, r.Status)
+	require.ErrorIs(t, r.Err, errOvertaken)
+	require.Empty(t, w.all())
+	<-done
+	w.set("works")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	require.NoError(t, s.Run(ctx))
+	closeStack(t, s)
+	if works {
+		require.Equal(t, []string{"new"}, w.all())
+		return
+	}
+	require.Equal(t, "new", w.all()[len(w.all())-1], "the older one goes first, or not at all")
+}
+
+// writesOut takes writes; the one that is "new" takes ten seconds.
+type writesOut struct {
+	mu   sync.Mutex
+	mode string // "down", "works", or "fails": the new one does
+	sent []string
+}
+
+func (w *writesOut) RoundTrip(req *http.Request) (*http.Response, error) {
+	b, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	mode := w.mode
+	w.mu.Unlock()
+	if mode != "down" && string(b) == "new" {
+		time.Sleep(10 * time.Second)
+	}
+	if mode == "down" || mode == "fails" && string(b) == "new" {
+		return nil, MarkNotSent(io.EOF)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sent = append(w.sent, string(b))
+	return reply(200, "{}"), nil
+}
+
+func (w *writesOut) set(mode string) { w.mu.Lock(); w.mode = mode; w.mu.Unlock() }
+
+func (w *writesOut) all() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.sent)
+}
+
+// What is asked at the last moment: a call that has taken a letter over is a newer write itself.
+func TestDLQ_WhatRecallsALetter(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	began := time.Now()
+	require.NoError(t, d.Add(Letter{ID: "a", Method: "PUT", URL: "http://h/", First: began, Call: Call{Resource: "r"}}))
+	ask := func(redrive, call error) {
+		t.Helper()
+		require.Equal(t, redrive, d.recall("a", true))
+		require.Equal(t, call, d.recall("a", false))
+	}
+	require.NoError(t, d.recall("gone", true))
+	ask(nil, nil)
+	d.begin("r", began)
+	ask(nil, nil)
+	d.begin("r", began.Add(time.Second))
+	ask(errOvertaken, nil)
+	d.end("r")
+	d.end("r")
+	ask(nil, nil)
+	change := func(edit func(*Letter)) { d.mu.Lock(); d.box.change(d.box.ofID("a"), edit); d.mu.Unlock() }
+	change(func(l *Letter) { l.Superseded = true })
+	ask(errSuperseded, nil)
+	change(func(l *Letter) { l.InDoubt = true })
+	ask(ErrInDoubt, ErrInDoubt)
 }

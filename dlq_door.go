@@ -22,7 +22,7 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 		return nil, err
 	}
 	held.began = time.Now()
-	d.begin(t.call.Resource)
+	d.begin(t.call.Resource, held.began)
 	defer d.end(t.call.Resource)
 	ended := false
 	defer func() {

@@ -212,11 +212,3 @@ func (d *DLQ) holds(id string) bool {
 	defer d.mu.Unlock()
 	return d.box.keys()[id] != nil
 }
-
-// inDoubt reports whether the letter with that id is in doubt now.
-func (d *DLQ) inDoubt(id string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.box.ofID(id)
-	return s != nil && s.letter.InDoubt
-}

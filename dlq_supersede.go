@@ -7,14 +7,15 @@ import (
 
 // How a newer write of a resource keeps older ones from undoing it.
 
-// writes are the calls under way for one resource. One that fails after a newer one has worked is too late to be a letter
-// that the newer one could have superseded, and as old.
+// writes are the calls and redrives under way for one resource. One that fails after a newer one has worked is too late to be
+// a letter that the newer one could have superseded, and as old. A redrive is as old as its letter.
 type writes struct {
 	n      int
+	newest time.Time // when the newest of them began, ended ones included
 	worked time.Time // when the newest that worked began
 }
 
-func (d *DLQ) begin(resource string) {
+func (d *DLQ) begin(resource string, began time.Time) {
 	if resource == "" {
 		return
 	}
@@ -26,6 +27,7 @@ func (d *DLQ) begin(resource string) {
 		d.writes[resource] = w
 	}
 	w.n++
+	w.newest = later(w.newest, began)
 }
 
 func (d *DLQ) end(resource string) {
@@ -47,11 +49,39 @@ func (d *DLQ) overtaken(resource string, began time.Time) bool {
 	return w != nil && !w.worked.IsZero() && d.box.elapsed(began) < d.box.elapsed(w.worked)
 }
 
-// errSuperseded is the cause with which a redrive is called off whose letter was superseded while it waited.
-var errSuperseded = errors.New("a newer write of the same resource worked")
+var (
+	// errSuperseded is the cause with which a redrive is called off whose letter was superseded while it waited.
+	errSuperseded = errors.New("a newer write of the same resource worked")
+	errOvertaken  = errors.New("a newer write of the same resource is under way")
+)
+
+// recall is asked below the slots, at the last moment before the write of a letter is sent, and says why it must not be; nil:
+// it may go. redrive: the letter's own write, and not that of a call with its key. While a newer write of the resource is
+// under way it waits: that one gives its slot back before it is known here to have worked.
+func (d *DLQ) recall(id string, redrive bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.box.ofID(id)
+	switch {
+	case s == nil:
+		return nil
+	case s.letter.InDoubt:
+		return ErrInDoubt
+	case redrive && s.letter.Superseded:
+		return errSuperseded
+	case redrive && d.newerUnderWay(s.letter):
+		return errOvertaken
+	}
+	return nil
+}
+
+func (d *DLQ) newerUnderWay(l *Letter) bool {
+	w := d.writes[l.Call.Resource]
+	return w != nil && d.box.elapsed(l.First) < d.box.elapsed(w.newest)
+}
 
 // supersede marks the letters for resource that are older than a write that worked. A redrive of one that still waits for
-// its turn goes home; one on the wire can only hope to be too late.
+// its turn goes home at once; one on the wire can only hope to be too late.
 func (d *DLQ) supersede(resource string, began time.Time) {
 	if resource == "" {
 		return

@@ -155,7 +155,7 @@ type Idempotency struct {
 	closing  <-chan struct{}
 	limitOf  func(Call) time.Duration // how long one attempt may take; -1: no limit
 	pinned   func(id string) bool
-	recalled func(letter string) bool // the letter of a call about to be sent is in doubt by now
+	recall   func(letter string, redrive bool) error // why the write of a letter must not be sent after all; nil: it may go
 	onSettle func(key string, r Record)
 
 	counts idempotencyCounts

@@ -16,6 +16,9 @@ const maxStoredBody = 64 << 10
 // intent records that the request is about to be sent, sends it, and records what became of it.
 func (i *Idempotency) intent(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	if t.call.Effect != EffectOnce {
+		if err := i.recalled(t, t.letter); err != nil {
+			return nil, err
+		}
 		return next.travel(ctx, t, req)
 	}
 	f := t.flight
@@ -80,15 +83,31 @@ func (i *Idempotency) mayIntend(f *flight) error {
 		return t.refuse("idempotency", ErrClosed)
 	default:
 	}
-	if letter := f.owner(); letter != "" && i.recalled != nil && f.rec.State != KeyInDoubt && i.recalled(letter) {
-		e := t.fail("idempotency", ErrInDoubt) // of a send of another process, which became known while the call waited
-		e.Key = f.key
-		return e
+	if err := i.recalled(t, f.owner()); err != nil && !(f.rec.State == KeyInDoubt && errors.Is(err, ErrInDoubt)) {
+		return err
 	}
 	if !f.commit() {
 		return t.gone(f.ctx, "idempotency")
 	}
 	return nil
+}
+
+// recalled asks once more for a call that is about a letter: while it waited another process's send may have become known,
+// or a newer write may have begun.
+func (i *Idempotency) recalled(t *trip, letter string) error {
+	if letter == "" || i.recall == nil {
+		return nil
+	}
+	switch err := i.recall(letter, t.letter != ""); {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrInDoubt):
+		e := t.fail("idempotency", err)
+		e.Key = t.key
+		return e
+	default:
+		return t.refuse("idempotency", err)
+	}
 }
 
 // intend is T4. Nothing is sent unless the store has said yes.

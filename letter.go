@@ -42,7 +42,8 @@ type Letter struct {
 
 	// Cause of the last failure, one word of a closed set: "status", "transport", "timeout", "open", "full", "closed",
 	// "store", "in-flight", "canceled", "panic", "throttled", "credentials", "authorize", "no-authorize", "no-road",
-	// "in-doubt", "disputed", "key", "poison", "unknown-operation", "undecodable", "redacted", "caller" (Add without one).
+	// "in-doubt", "disputed", "key", "poison", "unknown-operation", "undecodable", "redacted", "overtaken", "superseded",
+	// "caller" (Add without one).
 	Cause string
 	// Detail is a short text beside Cause.
 	Detail string

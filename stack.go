@@ -271,7 +271,7 @@ func (s *Stack) wireKeys() {
 	}
 	s.DLQ.box.keyID = s.Idempotency.ID
 	s.Idempotency.pinned = s.DLQ.holds
-	s.Idempotency.recalled = s.DLQ.inDoubt
+	s.Idempotency.recall = s.DLQ.recall
 	s.DLQ.keyClock = s.Idempotency.store.Now
 	s.DLQ.reconcile = func(ctx context.Context, key string) keyNews {
 		rec := s.Idempotency.standing(ctx, key)

@@ -40,10 +40,6 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 	}
 	t := &trip{stack: e.stack, outer: outer, road: l}
 	t.clock.epoch = e.epoch()
-	if req.URL == nil { // net/http's transport says so, too; the layers below read it
-		closeBody(req)
-		return nil, t.refuse("stack", errors.New("the request has no URL"))
-	}
 	if err := t.describe(ctx, req, e.describe); err != nil {
 		closeBody(req)
 		return nil, err
@@ -58,21 +54,9 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 			call.end(finished)
 		}
 	}()
-	if err := t.takeBody(call, req, e); err != nil {
-		return nil, err
-	}
+	inner, err := t.receive(call, req, e)
 	defer t.payload.Release()
-	inner := req
-	if hasKeyHeader(req.Header) {
-		inner = withoutKeyHeaders(req)
-		if key, ok := headerKey(req.Header); ok && !t.named {
-			t.key, t.named = key, true
-		}
-	}
-	if err := t.checkKey(); err != nil {
-		return nil, err
-	}
-	if err := t.checkLength(req.ContentLength); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	resp, err := l.travel(call, t, inner)
@@ -87,6 +71,24 @@ func enter(req *http.Request, l leg, e entry) (*http.Response, error) {
 		resp.Request = req
 	}
 	return resp, err
+}
+
+// receive takes from a request what the trip keeps, its body and the key in its header, and returns the request that goes down.
+func (t *trip) receive(call *callContext, req *http.Request, e entry) (inner *http.Request, err error) {
+	if err := t.takeBody(call, req, e); err != nil {
+		return nil, err
+	}
+	inner = req
+	if hasKeyHeader(req.Header) {
+		inner = withoutKeyHeaders(req)
+		if key, ok := headerKey(req.Header); ok && !t.named {
+			t.key, t.named = key, true
+		}
+	}
+	if err := t.checkKey(); err != nil {
+		return nil, err
+	}
+	return inner, t.checkLength(req.ContentLength)
 }
 
 // takeBody reads the body of a request. One that may have to be waited for, a pipe or what another server answers, holds its
@@ -157,6 +159,9 @@ func closeBody(req *http.Request) {
 
 // describe resolves the call of a trip. A describe function that panics refuses the call rather than guess its effect.
 func (t *trip) describe(ctx context.Context, req *http.Request, describe func(*http.Request) Call) (err error) {
+	if req.URL == nil { // net/http's transport says so, too; the layers below read it
+		return t.refuse("stack", errors.New("the request has no URL"))
+	}
 	if describe != nil {
 		defer func() {
 			if v := recover(); v != nil {

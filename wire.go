@@ -72,8 +72,8 @@ func (w *wire) CloseIdleConnections() { closeIdle(w.base) }
 func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (resp *http.Response, err error) {
 	defer t.now()
 	seen := &sighting{Context: ctx, wire: w, once: t.call.Effect == EffectOnce}
-	out, payload := req.WithContext(seen), t.payload
-	seen.out = out
+	seen.out = *req.WithContext(seen) // together, in one allocation
+	out, payload := &seen.out, t.payload
 	out.Cancel = nil //nolint:staticcheck // http.Client still sets it, see watchCancel
 	if t.marked != nil {
 		t.marked.apply(out)
@@ -177,7 +177,7 @@ func (e *truncatedError) Unwrap() error { return e.err }
 type sighting struct {
 	context.Context
 	wire    *wire
-	out     *http.Request
+	out     http.Request
 	once    bool
 	repeats bool        // net/http's transport repeats it by itself after a connection broke, see isReplayable there
 	passed  atomic.Bool // a body that can be sent once was handed on to a layer below

@@ -42,8 +42,11 @@ type Bulkhead struct {
 	tallies   [3]tally
 	abandoned int
 	sheds     recent.Counter
+	waits     uint64      // how many calls have had a place to wait
 	recheck   *time.Timer // looks at share again while somebody waits for it to grow
 	armed     bool
+
+	spare sync.Pool // waiters that nobody refers to any more
 }
 
 // BulkheadConfig says how many slots there are, and who waits how long for one.

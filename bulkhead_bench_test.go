@@ -124,7 +124,7 @@ func BenchmarkBulkheadGrant(b *testing.B) {
 				runtime.Gosched()
 			}
 			for b.Loop() {
-				w := &waiter{Value: claim{trip: &trip{}}, Tier: tierOf(PriorityCritical), Since: bh.now()}
+				w := bh.waiterOf(nil, &trip{}, tierOf(PriorityCritical))
 				bh.mu.Lock()
 				_ = bh.enqueue(w, 1)
 				bh.mu.Unlock()

@@ -899,6 +899,50 @@ func TestAnOpeningCircuitSendsThoseHomeWhomItRefuses(t *testing.T) {
 	})
 }
 
+// What a call waits with serves another call after it. While the circuit is asked about one that waited when it opened,
+// that one gets its slot, and the next call waits in its place: the answer is not about that.
+func TestAnOpeningCircuitDoesNotSendHomeWhoCameAfter(t *testing.T) {
+	for range 20 { // to use a waiter again is a matter of luck
+		inCrew(t, oneSlot(), func(t *testing.T, c *crew) {
+			first, second := c.come("first", PriorityNormal), c.come("second", PriorityNormal)
+			var third *slotTaker
+			c.b.refusal = func(Call) error {
+				if third != nil {
+					return nil
+				}
+				third = &slotTaker{}
+				first.end()
+				synctest.Wait()
+				third = c.come("third", PriorityNormal)
+				return (&trip{}).refuse("breaker", ErrOpen)
+			}
+			c.b.sendHome()
+			synctest.Wait()
+			require.True(t, second.flies())
+			require.True(t, third.waits())
+			second.end()
+			third.end()
+		})
+	}
+}
+
+// A slot that comes at the same instant as the end of the longest wait is taken, and the word of it, which nobody read,
+// does not reach the next call.
+func TestTheWordOfOneWaitDoesNotReachTheNext(t *testing.T) {
+	b, err := NewBulkhead(BulkheadConfig{Total: 1})
+	require.NoError(t, err)
+	w := b.waiterOf(nil, &trip{}, tierOf(PriorityNormal))
+	b.mu.Lock()
+	require.True(t, b.take(w.Tier, 1))
+	require.Equal(t, admitted, b.enqueue(w, 1))
+	b.mu.Unlock()
+	b.giveBack(w.Tier)
+	require.NoError(t, b.leave(context.Background(), w, shedMaxWait))
+	b.reuse(w)
+	require.Empty(t, w.Value.decided)
+	require.Equal(t, claim{decided: w.Value.decided}, w.Value)
+}
+
 // The circuit answers, opens, and sends home those who wait before the one who asked stands in the queue.
 func TestACircuitThatOpensWhileItIsAskedIsAskedAgain(t *testing.T) {
 	inCrew(t, oneSlot(), func(t *testing.T, c *crew) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -39,11 +38,13 @@ type tally struct {
 }
 
 // claim is what one waiting call is after. Whoever takes it out of the book decides its fate, under the lock: the call
-// itself, or somebody else, who then closes decided.
+// itself, or somebody else, who then sends a word. A claim serves one call after another, because what it is made of costs
+// more than the rest of a short wait; number tells them apart for who found it in the book and comes back for it.
 type claim struct {
 	trip    *trip
 	queued  bool
-	decided chan struct{}
+	number  uint64        // of the wait, guarded by the lock; 0: there is a slot for it
+	decided chan struct{} // has room for the word
 	granted bool
 	err     error // why it was sent away
 }
@@ -148,7 +149,11 @@ func (b *Bulkhead) comeIn(ctx context.Context, t *trip, tier slots.Tier) error {
 			if why != admitted {
 				return w.Value.reason(ctx, why)
 			}
-			return b.sit(ctx, w, maxWait)
+			err := b.sit(ctx, w, maxWait)
+			if err == nil {
+				b.reuse(w)
+			}
+			return err
 		}
 		asking = b.openings
 		b.mu.Unlock()
@@ -162,7 +167,22 @@ func (b *Bulkhead) waiterOf(w *waiter, t *trip, tier slots.Tier) *waiter {
 	if w != nil {
 		return w
 	}
-	return &waiter{Value: claim{trip: t}, Tier: tier, Since: b.now()}
+	w, _ = b.spare.Get().(*waiter)
+	if w == nil {
+		w = &waiter{Value: claim{decided: make(chan struct{}, 1)}}
+	}
+	w.Value.trip, w.Tier, w.Since = t, tier, b.now()
+	return w
+}
+
+// reuse keeps a waiter that has its slot for another call. If the word was not read, it is there: it is sent under the lock.
+func (b *Bulkhead) reuse(w *waiter) {
+	select {
+	case <-w.Value.decided:
+	default:
+	}
+	w.Value.trip, w.Value.queued, w.Value.granted = nil, false, false
+	b.spare.Put(w)
 }
 
 // now is the time since the bulkhead was made.
@@ -191,8 +211,8 @@ func (b *Bulkhead) dispatch(share float64) {
 	}
 	now := b.now()
 	for w := b.book.Next(now, share); w != nil; w = b.book.Next(now, share) {
-		w.Value.granted = true
-		close(w.Value.decided)
+		w.Value.granted, w.Value.number = true, 0
+		w.Value.decided <- struct{}{}
 	}
 	b.watchShare(share)
 }
@@ -207,7 +227,8 @@ func (b *Bulkhead) enqueue(w *waiter, share float64) shed {
 		}
 		b.sendAway(victim, shedDisplaced, victim.Value.trip.refuse("bulkhead", errDisplaced))
 	}
-	w.Value.queued, w.Value.decided = true, make(chan struct{})
+	b.waits++
+	w.Value.queued, w.Value.number = true, b.waits
 	b.book.Join(w)
 	b.watchShare(share)
 	return admitted
@@ -308,15 +329,27 @@ func (b *Bulkhead) sendHome() {
 	}
 	b.mu.Lock()
 	b.openings++
-	all := slices.Collect(b.book.All)
+	all := make([]found, 0, b.book.Waiting())
+	for w := range b.book.All {
+		all = append(all, found{w, w.Value.number, w.Value.trip})
+	}
 	b.mu.Unlock()
-	for _, w := range all {
-		if err := b.refusal(w.Value.trip.call); err != nil {
+	for _, f := range all {
+		if err := b.refusal(f.trip.call); err != nil {
 			b.mu.Lock()
-			b.sendAway(w, shedOpen, err)
+			if f.waiter.Value.number == f.number {
+				b.sendAway(f.waiter, shedOpen, err)
+			}
 			b.mu.Unlock()
 		}
 	}
+}
+
+// found is a wait that was seen in the book. By the time the lock is held again the waiter may be another call's.
+type found struct {
+	waiter *waiter
+	number uint64
+	trip   *trip
 }
 
 // sendAway ends the wait of w, if it still waits.
@@ -329,7 +362,7 @@ func (b *Bulkhead) sendAway(w *waiter, why shed, err error) {
 	}
 	w.Value.err = err
 	b.count(w, why)
-	close(w.Value.decided)
+	w.Value.decided <- struct{}{}
 }
 
 // count books a call that ended without a slot.

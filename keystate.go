@@ -301,7 +301,7 @@ func answerKey(r Record, e keyEvent) (Record, error) {
 		return lateDone(r, e)
 	case a.kind == answerRefused && current:
 		return refusedKey(r, e), nil
-	case a.kind == answerRefused && late && r.State == KeyInDoubt && r.Epoch == a.epoch:
+	case a.kind == answerRefused && late && r.State == KeyInDoubt && r.Epoch == a.epoch && r.holds(e): // a forgotten key counts anew
 		return lateRefused(r, e), nil // T9
 	case a.kind == answerUnknown && current:
 		r = doubt(r, e, a.cause) // T7

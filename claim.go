@@ -221,7 +221,8 @@ func (i *Idempotency) mayResend(rec Record) bool {
 		return false
 	}
 	h, ok := i.cfg.Reconcile.(KeyHonorer)
-	return ok && i.store.Now().Sub(rec.Sent) < h.HonorsKey(rec.Operation)
+	age := i.store.Now().Sub(rec.Sent)
+	return ok && age >= 0 && age < h.HonorsKey(rec.Operation) // a clock that went back tells no age
 }
 
 func (i *Idempotency) claimRequest(f *flight) claimRequest {

@@ -162,6 +162,11 @@ func (i *Idempotency) conclude(f *flight, epoch uint64, resp *http.Response, err
 		return resp, nil
 	case a.kind == answerRefused && rec.State != KeyInDoubt && rec.State != KeyConfirmed && rec.State != KeyDisputed:
 		f.uncommit()
+		if err != nil && !NotSent(err) { // the status said no, the rest could not be read
+			e := f.trip.fail("idempotency", MarkNotSent(err))
+			e.StatusCode = a.status
+			return nil, e
+		}
 		return resp, err
 	}
 	// In doubt; also after the refusal of a re-send, which proves nothing about the first send.
@@ -229,14 +234,17 @@ func classifyError(err error) answerReceipt {
 	case NotSent(err):
 		a.kind, a.cause = answerRefused, "not_sent"
 	case errors.As(err, &cut):
-		a.status, a.cause, a.accepted = cut.status, "truncated", isSuccess(cut.status)
+		a.status, a.cause = cut.status, "truncated"
 	case errors.Is(err, ErrTooLarge):
 		a.status, a.cause = statusOf(err), "too_large"
-		a.accepted = isSuccess(a.status)
 	case errors.Is(err, context.DeadlineExceeded):
 		a.cause = "timeout"
 	case errors.Is(err, context.Canceled):
 		a.cause = "canceled"
+	}
+	a.accepted = isSuccess(a.status)
+	if isRefusalStatus(a.status) { // which is proof enough, whatever became of the body
+		a.kind = answerRefused
 	}
 	return a
 }

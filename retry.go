@@ -163,7 +163,7 @@ func (r *Retry) judge(t *trip, resp *http.Response, err error) judgment {
 		switch {
 		case !whole || isRefusal(err) || errors.Is(err, ErrTooLarge) || InDoubt(err):
 		case NotSent(err):
-			v.again = true
+			v.again = !once || statusOf(err) == 0 // an answer that cannot be read has refused it
 		default:
 			v.again = !once
 		}

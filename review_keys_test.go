@@ -1,7 +1,9 @@
 package resilience
 
 import (
+	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -63,5 +65,66 @@ func TestI20_AClockThatWentBackMakesNoKeyYoung(t *testing.T) {
 		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
 		require.ErrorIs(t, err, ErrInDoubt)
 		require.Equal(t, 1, p.rang())
+	})
+}
+
+// A status that refuses is proof, whatever became of its body: the key is free, and the caller may send again.
+func TestI08_ARefusalWhoseBodyCannotBeReadGivesTheKeyBack(t *testing.T) {
+	cut := func(code int) *http.Response {
+		resp := reply(code, "")
+		resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"mess`), failingReader{}))
+		return resp
+	}
+	long := func(code int) *http.Response { return reply(code, strings.Repeat("x", 100)) }
+	for name, answer := range map[string]func(int) *http.Response{"cut short": cut, "too large": long} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				for _, code := range []int{401, 404, 408, 409, 425, 429, 499} {
+					s := newStack(t, Config{DLQ: DLQConfig{Off: true}, Timeout: TimeoutConfig{MaxResponseBytes: 50}})
+					p := &phone{before: func(_ *http.Request, n int) (*http.Response, error) {
+						if n == 1 {
+							return answer(code), nil
+						}
+						return nil, nil
+					}}
+					_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+					require.Error(t, err)
+					require.Equal(t, 1, p.sends, "a layer repeats only what no answer came to, and a 429 that is whole")
+					var e *Error
+					require.ErrorAs(t, err, &e)
+					require.Equal(t, code, e.StatusCode)
+					proof := isRefusalStatus(code)
+					require.Equal(t, proof, NotSent(err))
+					require.Equal(t, !proof, InDoubt(err))
+					rec, err := s.Idempotency.Lookup(t.Context(), "k")
+					require.NoError(t, err)
+					require.Equal(t, code, rec.Status)
+					if proof {
+						require.Equal(t, KeyNotApplied, rec.State)
+						resp, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+						require.NoError(t, err)
+						require.Equal(t, 201, resp.StatusCode)
+					} else {
+						require.Equal(t, KeyInDoubt, rec.State)
+					}
+					closeStack(t, s)
+				}
+			})
+		})
+	}
+}
+
+// With the queue, such a write is a letter that waits to be sent, not one in doubt.
+func TestI08_ARefusalWhoseBodyCannotBeReadIsNoDoubtOfItsLetter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 50}})
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) {
+			return reply(403, strings.Repeat("x", 100)), nil
+		}}
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		require.False(t, InDoubt(err))
+		require.Zero(t, s.DLQ.Stats().InDoubt)
+		closeStack(t, s)
 	})
 }

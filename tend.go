@@ -3,6 +3,7 @@ package resilience
 import (
 	"context"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,6 +17,10 @@ const (
 	tendEvery  = 10 * time.Second
 	// afterRefusal is when a look-up that our own side refused is tried again.
 	afterRefusal = 5 * time.Second
+	// rarest is how far apart look-ups that fail come to be: as far as those of the plan.
+	rarest = time.Hour
+	// lookupGap is the least time between two look-ups, whoever asks: thousands of keys in doubt are no flood.
+	lookupGap = 100 * time.Millisecond
 )
 
 // run looks after keys until ctx ends: it looks lost outcomes up, repeats writes that the store refused, frees what dead
@@ -37,13 +42,13 @@ func (i *Idempotency) run(ctx context.Context) error {
 
 // tend goes once over everything that is not settled and returns when to come again.
 func (i *Idempotency) tend(ctx context.Context) time.Duration {
-	for _, id := range i.unwritten.ids() {
-		i.rewrite(ctx, id)
-	}
 	next := tendEvery
 	open := map[string]Record{}
 	var failed error
 	for cursor := ""; ; {
+		for _, id := range i.unwritten.ids() {
+			i.rewrite(ctx, id)
+		}
 		page, after, err := i.unsettled(ctx, cursor, 256)
 		if err != nil {
 			failed = err
@@ -154,22 +159,21 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Dur
 }
 
 func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.Duration) {
-	if i.absentIn(rec) == time.Nanosecond {
-		if i.cfg.Reconcile != nil { // a last look: what was not listed then may be now
-			var looked bool
-			if rec, looked = i.look(ctx, rec); rec.State != KeyInDoubt || !looked {
-				return rec, afterRefusal
-			}
+	absent := i.absentIn(rec)
+	if i.cfg.Reconcile == nil || rec.NextLookup.IsZero() { // no look-up is planned
+		if absent != time.Nanosecond {
+			return rec, absent
 		}
-		return i.assumeAbsent(ctx, rec), 0
-	}
-	if rec.NextLookup.IsZero() || i.cfg.Reconcile == nil {
-		return rec, i.absentIn(rec)
-	}
-	if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
+	} else if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
 		return rec, due
 	}
-	rec = i.find(ctx, rec)
+	looked := true
+	if i.cfg.Reconcile != nil {
+		rec, looked = i.look(ctx, rec)
+	}
+	if looked && rec.State == KeyInDoubt && i.absentIn(rec) == time.Nanosecond { // what was not listed earlier is not now
+		return i.assumeAbsent(ctx, rec), 0
+	}
 	switch due := rec.NextLookup.Sub(i.store.Now()); {
 	case rec.State == KeyInDoubt && rec.NextLookup.IsZero():
 		return rec, i.absentIn(rec)
@@ -241,6 +245,9 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 
 // look is find, and reports whether the record now says what was found: only then absence may be taken from it.
 func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bool) {
+	if !i.lookups.wait(ctx, lookupGap) {
+		return rec, false
+	}
 	i.counts.lookups.Add(1)
 	ev, err := i.callFind(ctx, rec)
 	ev.ID = rec.ID
@@ -254,25 +261,64 @@ func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bo
 		}
 		return next, err == nil
 	}
-	e := keyEvent{kind: eventLooked}
-	now := i.store.Now()
-	if err == nil && now.Before(rec.NextLookup) {
-		return rec, true // somebody else asked, out of turn: no step of the plan is used up
-	}
-	switch delay := lookupDelay(rec.Lookups + 1); {
-	case err != nil:
+	if err != nil {
 		i.counts.lookupErrors.Add(1)
-		e.answer.kind = answerRefused
-		e.deadline = now.Add(afterRefusal)
-	case delay >= 0:
-		e.answer.kind = answerUnknown
-		e.deadline = now.Add(jitter(delay))
-	default:
-		e.answer.kind = answerUnknown // the plan is used up: a webhook or a person settles it
+	}
+	now := i.store.Now()
+	if now.Before(rec.NextLookup) {
+		return rec, err == nil // somebody else asked, out of turn: the plan stays as it is
 	}
 	i.events.emit(Event{Kind: EventLookup, Operation: rec.Operation, KeyHash: keyHash(rec.ID), Attempt: rec.Lookups + 1})
-	next, _ := i.apply(ctx, rec.ID, e) // on an error the record as it stands
+	next, _ := i.apply(ctx, rec.ID, i.plan(rec, err, now)) // on an error the record as it stands
 	return next, err == nil
+}
+
+// plan says when the next look-up is due after one that found nothing, or failed.
+func (i *Idempotency) plan(rec Record, err error, now time.Time) keyEvent {
+	e := keyEvent{kind: eventLooked}
+	if err != nil {
+		e.answer.kind, e.deadline = answerRefused, now.Add(afterRefusal)
+		if !isRefusal(err) { // the other side's: what fails for long is asked ever more rarely
+			e.deadline = now.Add(jitter(min(max(now.Sub(rec.Settled)/2, afterRefusal), rarest)))
+		}
+		return e
+	}
+	e.answer.kind = answerUnknown
+	rec.Lookups++
+	delay, absent := lookupDelay(rec.Lookups), i.absentIn(rec)
+	if delay >= 0 { // else the plan is used up: a webhook or a person settles it
+		e.deadline = now.Add(jitter(delay))
+	}
+	if at := now.Add(absent); absent > 0 && (delay < 0 || at.Before(e.deadline)) {
+		e.deadline = at // a last look, right before absence is assumed
+	}
+	return e
+}
+
+// pace has things begin one after the other.
+type pace struct {
+	mu   sync.Mutex
+	next time.Time
+}
+
+// wait returns when it is the caller's turn; false: ctx ended first.
+func (p *pace) wait(ctx context.Context, gap time.Duration) bool {
+	p.mu.Lock()
+	now := time.Now()
+	turn := p.next
+	if turn.Before(now) {
+		turn = now
+	}
+	p.next = turn.Add(gap)
+	p.mu.Unlock()
+	timer := time.NewTimer(turn.Sub(now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // callFind asks the reconciler, past caches and shared answers, at bulk priority.

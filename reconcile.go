@@ -51,14 +51,20 @@ func (d *doubts) note(r Record) {
 	d.open[r.ID] = Record{ID: r.ID, State: r.State, Settled: r.Settled}
 }
 
-// replace takes over what a look at the whole store found.
-func (d *doubts) replace(open map[string]Record, storeBad bool) {
+// replace takes over what a look at the whole store found, which may have passed by what came in doubt since it began.
+func (d *doubts) replace(open map[string]Record, began time.Time, storeBad bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.storeBad = storeBad
-	if !storeBad {
-		d.open = open
+	if storeBad {
+		return
 	}
+	for id, r := range d.open {
+		if !r.Settled.Before(began) {
+			open[id] = r
+		}
+	}
+	d.open = open
 }
 
 func (d *doubts) summary(now time.Time) (inDoubt, disputed int, oldest time.Duration, storeBad bool) {

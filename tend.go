@@ -42,7 +42,7 @@ func (i *Idempotency) run(ctx context.Context) error {
 
 // tend goes once over everything that is not settled and returns when to come again.
 func (i *Idempotency) tend(ctx context.Context) time.Duration {
-	next := tendEvery
+	next, began := tendEvery, i.store.Now()
 	open := map[string]Record{}
 	var failed error
 	for cursor := ""; ; {
@@ -67,7 +67,7 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 			break
 		}
 	}
-	i.doubts.replace(open, failed != nil)
+	i.doubts.replace(open, began, failed != nil)
 	if err := i.sweep(ctx); err != nil {
 		i.counts.storeErrors.Add(1)
 	}

@@ -358,17 +358,18 @@ func lateDone(r Record, e keyEvent) (Record, error) {
 
 func refusedKey(r Record, e keyEvent) Record {
 	r.Doubts--
+	r.Epoch++ // so that it counts once, though it may be recorded again after a store that did not say what it did
 	r.Status, r.Cause = e.answer.status, e.answer.cause
 	if r.Doubts > 0 { // the refusal of a re-send proves nothing about the first send
 		return doubt(r, e, e.answer.cause)
 	}
 	r.State, r.Lease = KeyClaimed, e.answer.lease // T6a; T6 follows by release
-	r.Epoch++
 	return r
 }
 
 func lateRefused(r Record, e keyEvent) Record {
 	r.Doubts--
+	r.Epoch++ // as in refusedKey
 	if r.Doubts > 0 {
 		return r
 	}

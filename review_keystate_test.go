@@ -1,0 +1,72 @@
+package resilience
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// muteStore makes a write and says that it failed, as a store does whose answer is lost.
+type muteStore struct {
+	*MemoryStore
+	mute atomic.Int64 // so many writes from here on
+}
+
+func (s *muteStore) CompareAndSwap(ctx context.Context, old uint64, r Record) (uint64, bool, error) {
+	version, swapped, err := s.MemoryStore.CompareAndSwap(ctx, old, r)
+	if r.State == KeyInDoubt && s.mute.Add(-1) >= 0 {
+		return 0, false, errBroken
+	}
+	return version, swapped, err
+}
+
+// A refusal that is recorded a second time, since the store did not say that it had taken it, speaks of its own send still,
+// and not of the first one.
+func TestKeyState_ARefusalCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &muteStore{MemoryStore: NewMemoryStore(0)}
+		i := newIdem(t, IdempotencyConfig{Store: store, Reconcile: &idReader{}, ServerKeys: ServerKeysTrust})
+		p := &phone{answer: lostAnswer}
+		rt := i.Wrap(p)
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		store.mute.Store(1)
+		p.before = func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }
+		_, err = dial(t.Context(), t, rt, "k", dialBody) // the second send is refused
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+		i.tend(t.Context())
+		require.Zero(t, i.Stats().Unwritten)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"), "of the first send nothing is known")
+		time.Sleep(time.Hour) // the API's own key does not help any more
+		p.before, p.answer = nil, nil
+		_, err = dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.Equal(t, 1, p.rang())
+	})
+}
+
+func TestKeyState_ALateRefusalCountsOnce(t *testing.T) {
+	e := keyEvent{kind: eventAnswer, token: "t", answer: answerReceipt{kind: answerRefused, epoch: 2}}
+	for _, from := range []KeyState{KeySending, KeyInDoubt} {
+		r := Record{ID: "k", State: from, Token: "t", Epoch: 2, Doubts: 2, Sends: 2}
+		r, err := transition(r, e)
+		require.NoError(t, err)
+		require.Equal(t, KeyInDoubt, r.State)
+		require.Equal(t, 1, r.Doubts)
+		again, err := transition(r, e)
+		require.ErrorIs(t, err, errConflict, "%v", from)
+		require.Equal(t, KeyInDoubt, again.State)
+		done := e
+		done.answer.kind = answerDone
+		late, err := transition(r, done)
+		require.NoError(t, err, "evidence of an earlier send counts still")
+		require.Equal(t, KeyConfirmed, late.State)
+	}
+}

@@ -207,6 +207,18 @@ func (s *letterSuite) loadStops(t *testing.T) {
 	}
 	st.put(fullLetter(t, 11)) // and nothing is held
 	require.Len(t, st.all(), 11)
+	for after := 1; after <= 11; after++ { // when the context ends meanwhile, what comes is all or an error
+		ctx, cancel := context.WithCancel(t.Context())
+		n := 0
+		err := st.Load(ctx, func(resilience.Letter) error {
+			if n++; n == after {
+				cancel()
+			}
+			return nil
+		})
+		cancel()
+		require.True(t, err != nil || n == 11, "Load ended after %d letters of 11, and said nothing", n)
+	}
 }
 
 func (s *letterSuite) endedContext(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"reflect"
+	"strconv"
 	"testing"
 	"time"
 
@@ -143,4 +144,53 @@ func (s *suite) copiesOut(t *testing.T) {
 	require.Len(t, page, 1)
 	scribble(page[0])
 	s.requireSame(t, want, st.load(want.ID))
+
+	kept := st.load(want.ID)
+	next := full(t, 2) // of the same size
+	next.ID = want.ID
+	st.remove(st.put(want.Version, next))
+	for n := range 50 { // what was loaded does not change under whoever has it
+		st.put(0, full(t, n+10))
+	}
+	s.requireSame(t, want, kept)
+}
+
+// atomic: a record that is being replaced is the old one or the new one, whole.
+func (s *suite) atomic(t *testing.T) {
+	st := s.start(t)
+	version := func(n int) resilience.Record {
+		rec := claim("key", fmt.Sprint(n))
+		rec.Body = bytes.Repeat([]byte{byte(n)}, 20_000)
+		return rec
+	}
+	rec := st.put(0, version(0))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		at := rec.Version
+		for n := range 60 {
+			next, swapped, err := st.CompareAndSwap(t.Context(), at, version(n))
+			if err != nil || !swapped {
+				t.Errorf("CompareAndSwap: %v, %v", swapped, err)
+				return
+			}
+			at = next
+		}
+	}()
+	defer func() { <-done }() // whatever becomes of the rest
+	for over := false; !over; {
+		select {
+		case <-done:
+			over = true
+		default:
+		}
+		page, _, err := st.Unsettled(t.Context(), "", 10)
+		require.NoError(t, err)
+		require.Len(t, page, 1, "it is gone while it is replaced")
+		for _, got := range append(page, st.load("key")) {
+			n, err := strconv.Atoi(got.Token)
+			require.NoError(t, err, "it is gone while it is replaced")
+			require.True(t, bytes.Equal(version(n).Body, got.Body), "half of it is another one's")
+		}
+	}
 }

@@ -100,6 +100,7 @@ func (s *suite) checks() []check {
 		{"LargeBodies", s.largeBodies},
 		{"CopiesIn", s.copiesIn},
 		{"CopiesOut", s.copiesOut},
+		{"Atomic", s.atomic},
 		{"IDs", s.ids},
 		{"Context", s.endedContext},
 		{"RaceForAbsentKey", s.raceForAbsentKey},
@@ -183,8 +184,9 @@ func (s store) put(old uint64, rec resilience.Record) resilience.Record {
 // refused makes a write that must change nothing.
 func (s store) refused(old uint64, rec resilience.Record) {
 	s.t.Helper()
-	_, swapped, err := s.CompareAndSwap(s.t.Context(), old, rec)
+	version, swapped, err := s.CompareAndSwap(s.t.Context(), old, rec)
 	require.NoError(s.t, err, "a refused write is no error")
+	require.Zero(s.t, version, "the version after a refused write")
 	require.False(s.t, swapped, "CompareAndSwap accepted a write over version %d, which is not the stored one", old)
 }
 
@@ -214,6 +216,9 @@ func (s store) present(ids ...string) []string {
 	return list
 }
 
+// now is a moment that has come, also for a store that keeps it less exactly.
+func (s *suite) now(st store) time.Time { return st.Now().Add(-s.precision) }
+
 // pages walks through Unsettled and returns all ids in the order they came.
 func (s store) pages(limit int) []string {
 	s.t.Helper()
@@ -230,7 +235,7 @@ func walk(ctx context.Context, s resilience.KeyStore, limit int) ([]string, erro
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("Unsettled: %w", err)
-		case len(page) > limit:
+		case limit > 0 && len(page) > limit:
 			return nil, fmt.Errorf("Unsettled returned %d records, the limit is %d", len(page), limit)
 		case n > 10_000:
 			return nil, fmt.Errorf("Unsettled does not come to an end")

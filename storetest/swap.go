@@ -62,7 +62,7 @@ func (s *suite) removal(t *testing.T) {
 	st.put(0, claim("key", "c"))
 	require.Equal(t, "c", st.load("key").Token)
 
-	done := st.put(0, settled("done", st.Now()))
+	done := st.put(0, settled("done", s.now(st)))
 	st.remove(done)
 	st.put(0, claim("done", "a"))
 	require.Zero(t, st.sweepAll(nobody), "what a removed record left behind swept its successor")
@@ -147,14 +147,16 @@ func (s *suite) endedContext(t *testing.T) {
 	} else {
 		require.Equal(t, old.Version, rec.Version)
 	}
-	st.put(0, settled("due", st.Now()))
+	st.put(0, settled("due", s.now(st)))
 	if n, err := st.Sweep(ctx, 10, nobody); err != nil {
 		require.ErrorIs(t, err, context.Canceled)
 	} else {
 		require.Equal(t, 1, n)
 	}
-	if _, _, err := st.Unsettled(ctx, "", 10); err != nil {
+	if page, _, err := st.Unsettled(ctx, "", 10); err != nil {
 		require.ErrorIs(t, err, context.Canceled)
+	} else {
+		require.Contains(t, ids(page), "old", "no error, and less than there is")
 	}
 	require.Equal(t, "a", st.load("old").Token, "the store works on")
 }

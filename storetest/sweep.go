@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -36,7 +37,7 @@ func (s *suite) sweep(t *testing.T) {
 	}
 	for _, state := range finished {
 		put(state, past, true)
-		put(state, st.Now(), true) // it may go at once
+		put(state, s.now(st), true) // it may go at once
 		put(state, future, false)
 		put(state, st.Now().Add(73*365*24*time.Hour), false)
 	}
@@ -48,6 +49,8 @@ func (s *suite) sweep(t *testing.T) {
 	for _, id := range leave { // a swept key is free
 		st.put(0, claim(id, "again"))
 	}
+	require.Zero(t, st.sweepAll(nobody), "what a swept record left behind swept its successor")
+	require.Equal(t, leave, st.present(leave...), "what a swept record left behind swept its successor")
 }
 
 // sweepOrder: what is due goes, in whatever order records were written and expire.
@@ -72,7 +75,7 @@ func (s *suite) sweepLimit(t *testing.T) {
 	var ids []string
 	for i := range 25 {
 		ids = append(ids, name("key", i))
-		st.put(0, settled(ids[i], st.Now().Add(-time.Duration(i)*time.Second)))
+		st.put(0, settled(ids[i], s.now(st).Add(-time.Duration(i)*time.Second)))
 	}
 	left := len(ids)
 	for left > 0 {
@@ -135,8 +138,8 @@ func (s *suite) sweepExtended(t *testing.T) {
 	require.Equal(t, []string{"reopened"}, st.present("longer", "reopened"))
 }
 
-// sweepAgainstClaim: a record that is claimed anew while a sweep looks at it is the claimer's. Whoever was told that the
-// write was made finds it made.
+// sweepAgainstClaim: a record that is claimed or settled anew while a sweep looks at it is no longer due. Whoever was told
+// that the write was made finds it made.
 func (s *suite) sweepAgainstClaim(t *testing.T) {
 	const n = 60
 	st := s.start(t)
@@ -150,7 +153,11 @@ func (s *suite) sweepAgainstClaim(t *testing.T) {
 	var failure atomic.Value
 	var late sync.WaitGroup
 	take := func(id string) {
-		version, swapped, err := st.CompareAndSwap(context.WithoutCancel(t.Context()), old[id].Version, claim(id, "again"))
+		next := claim(id, "again")
+		if strings.ContainsAny(id[len(id)-1:], "02468") {
+			next = settled(id, st.Now().Add(time.Hour))
+		}
+		version, swapped, err := st.CompareAndSwap(context.WithoutCancel(t.Context()), old[id].Version, next)
 		if err != nil {
 			failure.Store(err)
 		}

@@ -48,15 +48,19 @@ func (s *suite) unsettledPages(t *testing.T) {
 		}
 	}
 	slices.Sort(want)
-	for _, limit := range []int{1, 2, 3, 7, len(want) - 1, len(want), len(want) + 1, 1000} {
+	for _, limit := range []int{1, 2, 3, 7, len(want) - 1, len(want), len(want) + 1, 1000, 0, -1} {
 		require.Equal(t, want, st.pages(limit), "in pages of %d", limit)
 	}
-	page, _, err := st.Unsettled(t.Context(), "key-0030x", 1000) // a cursor need not be an id that exists
+	page, next, err := st.Unsettled(t.Context(), "", 0) // which is no limit
+	require.NoError(t, err)
+	require.Equal(t, want, ids(page))
+	require.Empty(t, next)
+	page, _, err = st.Unsettled(t.Context(), "key-0030x", 1000) // a cursor need not be an id that exists
 	require.NoError(t, err)
 	for _, rec := range page {
 		require.Greater(t, rec.ID, "key-0030x")
 	}
-	page, next, err := st.Unsettled(t.Context(), want[len(want)-1], 5)
+	page, next, err = st.Unsettled(t.Context(), want[len(want)-1], 5)
 	require.NoError(t, err)
 	require.Empty(t, page)
 	require.Empty(t, next)

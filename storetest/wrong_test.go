@@ -30,6 +30,8 @@ var wrongs = map[string][]string{
 	"forgets the last write":    {"ReopenRecords"},
 	"forgets removals":          {"ReopenRecords"},
 	"forgets what is unsettled": {"ReopenUnsettled"},
+	"replaces bit by bit":       {"Atomic"},
+	"reuses its buffers":        {"CopiesOut"},
 	"keeps what it is given":    {"CopiesIn"},
 	"gives away what it keeps":  {"CopiesOut"},
 	"loses a field":             {"Fields"},
@@ -40,6 +42,8 @@ var wrongs = map[string][]string{
 	"cuts bodies":               {"LargeBodies"},
 	"ignores case":              {"IDs"},
 	"writes all the same":       {"Context"},
+	"lists nothing at the end":  {"Context"},
+	"tells another's version":   {"Swap"},
 	"sweeps what is in doubt":   {"Sweep"},
 	"sweeps claims":             {"Sweep"},
 	"sweeps too early":          {"Sweep"},
@@ -51,11 +55,14 @@ var wrongs = map[string][]string{
 	"stops at a pin":            {"SweepPinned"},
 	"sweeps by an old expiry":   {"SweepExtended"},
 	"sweeps what moved on":      {"SweepAgainstClaim"},
+	"sweeps what is new":        {"SweepAgainstClaim"},
+	"sweeps successors":         {"Sweep"},
 	"hides disputes":            {"UnsettledStates", "UnsettledPages"},
 	"lists what is finished":    {"UnsettledStates", "UnsettledPages"},
 	"ends pages early":          {"UnsettledPages"},
 	"counts pages":              {"UnsettledPages"}, // UnsettledUnderWrites finds it only when the writes fall right
 	"exceeds the limit":         {"UnsettledPages"},
+	"takes no limit for none":   {"UnsettledPages"},
 	"evicts":                    {"Full"},
 	"refuses updates when full": {"Full"},
 	"is never full":             {"Full", "FullRace"},
@@ -103,6 +110,20 @@ func TestOneStore(t *testing.T) {
 	}))
 }
 
+// A store that says how exactly it keeps times passes, also if it lets them come later.
+func TestPrecision(t *testing.T) {
+	open := func(max int) func(*testing.T) resilience.KeyStore {
+		return func(*testing.T) resilience.KeyStore {
+			return &simple{wrong: roundsUp, max: max, records: map[string]resilience.Record{}, first: map[string]time.Time{}}
+		}
+	}
+	Run(t, open(0), Precision(time.Second), Bounded(20, open(20)), Reopen(func(_ *testing.T, old resilience.KeyStore) resilience.KeyStore {
+		return old.(*simple).reopened() //nolint:forcetypeassert // it is what open made
+	}))
+}
+
+const roundsUp = "rounds times up to the second"
+
 // simple is a store that is plainly right but for one fault.
 type simple struct {
 	wrong   string
@@ -112,6 +133,9 @@ type simple struct {
 	records map[string]resilience.Record
 	first   map[string]time.Time // expiry as it was written first
 	before  map[string]resilience.Record
+	left    map[string]bool // swept, and still listed
+	buffer  [1000]byte
+	writing sync.Mutex // where readers see what is half done, writers exclude each other still
 	hidden  bool
 }
 
@@ -162,18 +186,29 @@ func (s *simple) Load(ctx context.Context, id string) (resilience.Record, error)
 	if s.wrong == "gives away what it keeps" {
 		return rec, nil
 	}
-	return s.clone(rec), nil
+	rec = s.clone(rec)
+	if s.wrong == "reuses its buffers" && rec.Body != nil && len(rec.Body) < len(s.buffer) {
+		rec.Body = s.buffer[:copy(s.buffer[:], rec.Body)]
+	}
+	return rec, nil
 }
 
 func (s *simple) CompareAndSwap(ctx context.Context, old uint64, rec resilience.Record) (uint64, bool, error) {
 	if ctx.Err() != nil && s.wrong != "writes all the same" {
 		return 0, false, ctx.Err()
 	}
+	if s.wrong == "replaces bit by bit" {
+		s.writing.Lock()
+		defer s.writing.Unlock()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := s.id(rec.ID)
 	current := s.records[id]
 	if current.Version != old && (s.wrong != "ignores the version" || old == 0) {
+		if s.wrong == "tells another's version" {
+			return current.Version, false, nil
+		}
 		return 0, false, nil
 	}
 	if s.wrong == "gets, then sets" {
@@ -202,8 +237,20 @@ func (s *simple) CompareAndSwap(ctx context.Context, old uint64, rec resilience.
 	if current.Version == 0 || s.first[id].IsZero() {
 		s.first[id] = rec.Expires
 	}
-	s.records[id] = s.stored(rec)
+	s.replace(id, current, s.stored(rec))
 	return rec.Version, true, ctx.Err()
+}
+
+func (s *simple) replace(id string, current, rec resilience.Record) {
+	if s.wrong == "replaces bit by bit" && current.Version != 0 {
+		half := current
+		half.Body = rec.Body
+		s.records[id] = half
+		s.mu.Unlock()
+		time.Sleep(100 * time.Microsecond)
+		s.mu.Lock()
+	}
+	s.records[id] = rec
 }
 
 func (s *simple) room(current resilience.Record) error {
@@ -241,6 +288,14 @@ func (s *simple) stored(rec resilience.Record) resilience.Record {
 		rec.Body = append([]byte(nil), rec.Body...)
 	case "cuts bodies":
 		rec.Body = rec.Body[:min(len(rec.Body), 64<<10):min(len(rec.Body), 64<<10)]
+	case "reuses its buffers":
+		copy(s.buffer[:], rec.Body)
+	case roundsUp:
+		for _, at := range []*time.Time{&rec.Lease, &rec.Claimed, &rec.Sent, &rec.Settled, &rec.Expires, &rec.NextLookup} {
+			if !at.IsZero() {
+				*at = at.Add(time.Second - 1).Truncate(time.Second)
+			}
+		}
 	}
 	return rec
 }
@@ -257,7 +312,10 @@ func (s *simple) Unsettled(ctx context.Context, cursor string, limit int) ([]res
 	defer s.mu.Unlock()
 	var page []resilience.Record
 	seen := 0
-	if s.hidden {
+	switch {
+	case s.wrong == "lists nothing at the end" && ctx.Err() != nil, s.wrong == "takes no limit for none" && limit <= 0:
+		return nil, "", nil
+	case s.hidden:
 		return nil, "", ctx.Err()
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.records)) {
@@ -277,7 +335,7 @@ func (s *simple) Unsettled(ctx context.Context, cursor string, limit int) ([]res
 	if s.wrong == "exceeds the limit" {
 		limit++
 	}
-	if len(page) > limit {
+	if limit > 0 && len(page) > limit {
 		return page[:limit], page[limit-1].ID, ctx.Err()
 	}
 	return page, "", ctx.Err()
@@ -317,6 +375,7 @@ func (s *simple) Sweep(ctx context.Context, limit int, pinned func(string) bool)
 		return 0, ctx.Err()
 	}
 	s.mu.Lock()
+	maps.DeleteFunc(s.records, func(id string, _ resilience.Record) bool { return s.left[id] })
 	all := slices.SortedFunc(maps.Values(s.records), func(a, b resilience.Record) int { return cmp.Compare(a.Version, b.Version) })
 	s.mu.Unlock()
 	removed := 0
@@ -340,9 +399,14 @@ func (s *simple) Sweep(ctx context.Context, limit int, pinned func(string) bool)
 			continue
 		}
 		s.mu.Lock()
-		if s.records[rec.ID].Version == rec.Version || s.wrong == "sweeps what moved on" {
+		now := s.records[rec.ID]
+		if now.Version == rec.Version || s.wrong == "sweeps what moved on" ||
+			s.wrong == "sweeps what is new" && slices.Contains(finished, now.State) {
 			delete(s.records, rec.ID)
 			removed++
+			if s.wrong == "sweeps successors" {
+				s.left = map[string]bool{rec.ID: true}
+			}
 		}
 		s.mu.Unlock()
 	}

@@ -243,6 +243,9 @@ func claimKey(r Record, e keyEvent) (Record, error) {
 		Operation: e.claim.operation, Resource: e.claim.resource, Fingerprint: e.claim.fingerprint, Owner: e.claim.owner,
 		Lease: e.claim.lease, Claimed: e.now,
 	}
+	if r.State == KeyNotApplied || r.State == KeyClaimed { // what is known of earlier sends, for who gives the key back
+		next.Settled, next.Evidence = r.Settled, r.Evidence
+	}
 	return next, nil
 }
 
@@ -259,11 +262,14 @@ func releaseKey(r Record, e keyEvent) (Record, error) {
 		return r, errConflict
 	}
 	r.Token, r.Lease = "", time.Time{}
-	if r.Sends == 0 { // T3
+	switch {
+	case r.Sends > 0: // T6
+		r.Settled = e.now
+	case r.Settled.IsZero(): // T3
 		r.State = KeyFree
 		return r, nil
 	}
-	r.State, r.Settled, r.Expires = KeyNotApplied, e.now, e.now.Add(e.keep) // T6
+	r.State, r.Expires = KeyNotApplied, e.now.Add(e.keep) // or as it was before the claim: evidence to the contrary may come yet
 	return r, nil
 }
 
@@ -272,6 +278,7 @@ func intendKey(r Record, e keyEvent) (Record, error) {
 		return r, errConflict
 	}
 	r.State, r.Sent, r.Lease = KeySending, e.now, e.deadline // of the first send that is not disproven
+	r.Settled, r.Evidence = time.Time{}, ""
 	r.Sends++
 	r.Doubts++
 	return r, nil

@@ -70,3 +70,47 @@ func TestKeyState_ALateRefusalCountsOnce(t *testing.T) {
 		require.Equal(t, KeyConfirmed, late.State)
 	}
 }
+
+// A claim that ends without a send leaves the key as it was: what is learned of an earlier send counts still.
+func TestKeyState_ARefusedClaimForgetsNoEarlierSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		p := &phone{answer: lostAnswer}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.NoError(t, i.Resolve(t.Context(), "k", Resolution{State: KeyNotApplied, Reason: "asked"}))
+		resolved, err := i.Lookup(t.Context(), "k")
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		full := LayerFunc(func(http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, MarkNotSent(ErrFull) })
+		})
+		for range 2 {
+			_, err = dial(t.Context(), t, Chain(i.Claim(), full, i.Intent()).Wrap(p), "k", dialBody)
+			require.ErrorIs(t, err, ErrFull)
+			rec, err := i.Lookup(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, KeyNotApplied, rec.State)
+			require.Equal(t, "operator", rec.Evidence)
+			require.Equal(t, resolved.Settled, rec.Settled, "it was said then, and of what was sent before")
+		}
+		require.NoError(t, i.Observe(t.Context(), Evidence{ID: i.ID("k"), Calls: []Found{{ID: "call_1"}}}))
+		require.Equal(t, KeyDisputed, stateOf(t, i, "k"), "the operator was wrong")
+		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrDisputed)
+		require.Equal(t, 1, p.rang())
+	})
+}
+
+// What was said of earlier sends is not said of the next one.
+func TestKeyState_ASendIsItsOwnEvidence(t *testing.T) {
+	claimed := Record{ID: "k", State: KeyClaimed, Token: "t", Settled: modelStart, Evidence: "operator"}
+	taken, err := transition(claimed, keyEvent{kind: eventClaim, token: "u", now: modelLate})
+	require.NoError(t, err)
+	require.Equal(t, modelStart, taken.Settled)
+	require.Equal(t, "operator", taken.Evidence)
+	sent, err := transition(taken, keyEvent{kind: eventIntend, token: "u", now: modelLate})
+	require.NoError(t, err)
+	require.Zero(t, sent.Settled)
+	require.Empty(t, sent.Evidence)
+}

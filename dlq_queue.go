@@ -176,8 +176,10 @@ func (d *DLQ) mayFit(size int64) bool {
 	return d.fits(1, size) || d.cfg.Overflow == OverflowDropOldest && d.canMakeRoom(size)
 }
 
+// canMakeRoom reports whether a letter would fit if all that may go went. More than MaxLetters may have been loaded.
 func (d *DLQ) canMakeRoom(size int64) bool {
-	return d.box.loose.Len() > 0 && (d.cfg.MaxBytes < 0 || d.box.bytes-d.box.looseBytes+size <= d.cfg.MaxBytes)
+	return (d.cfg.MaxLetters < 0 || d.box.len()-d.box.loose.Len() < d.cfg.MaxLetters) &&
+		(d.cfg.MaxBytes < 0 || d.box.bytes-d.box.looseBytes+size <= d.cfg.MaxBytes)
 }
 
 // makeRoom drops the oldest letters until size fits; none if even dropping all that may go would not help.
@@ -186,10 +188,7 @@ func (d *DLQ) makeRoom(size int64) bool {
 		return false
 	}
 	for !d.fits(1, size) {
-		s, ok := d.box.loose.Peek()
-		if !ok {
-			return false
-		}
+		s, _ := d.box.loose.Peek()
 		d.box.remove(s)
 		d.counters.Dropped++
 		d.tell(EventLetterDropped, s.letter, "full")

@@ -34,7 +34,7 @@ func (d *DLQ) Add(l Letter) error {
 	if !l.writable() {
 		return errors.New("dlq: a letter's times must lie in the years 0 to 9999")
 	}
-	if l.Attempts < 0 || l.Redrives < 0 || l.Call.Effect > EffectOnce || l.Call.Priority > PriorityBulk || l.Call.Class > ClassLongPoll {
+	if !l.countable() || l.Call.Effect > EffectOnce || l.Call.Priority > PriorityBulk || l.Call.Class > ClassLongPoll {
 		return errors.New("dlq: a letter's Attempts, Redrives, Effect, Priority or Class is none") // no import would take it
 	}
 	if err := (&trip{key: l.Key, named: true, call: l.Call}).checkKey(); err != nil {

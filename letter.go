@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -325,6 +326,11 @@ func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
 	if end := begin.Add(maxAge); writable(end) && (l.NotAfter.IsZero() || end.Before(l.NotAfter)) {
 		l.Expires = end
 	}
+}
+
+// countable reports whether its counters are numbers that can be counted on from.
+func (l *Letter) countable() bool {
+	return min(l.Attempts, l.Redrives) >= 0 && max(l.Attempts, l.Redrives) <= math.MaxInt32/2
 }
 
 func (l *Letter) writable() bool {

@@ -123,7 +123,7 @@ func (w letterLine) letter() (*Letter, error) {
 		return nil, errors.New("the key is none")
 	case !okEffect || !okPriority || !okClass:
 		return nil, errors.New("an effect, priority or class that is not known")
-	case l.Attempts < 0 || l.Redrives < 0 || len(w.History) > maxLetterHistory:
+	case !l.countable() || len(w.History) > maxLetterHistory:
 		return nil, errors.New("a number is out of bounds")
 	}
 	for name, values := range w.Header {

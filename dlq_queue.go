@@ -293,6 +293,7 @@ func (d *DLQ) join(s *letterSlot, l *Letter) placed {
 	last := LetterAttempt{Time: l.Last, Cause: l.Cause, Detail: l.Detail, StatusCode: l.StatusCode}
 	d.box.change(s, func(old *Letter) {
 		d.failAgain(old, last, l.InDoubt, true)
+		old.Next = later(old.Next, l.Next) // the other side may have said when to come again
 		old.DoubtSince = later(old.DoubtSince, l.DoubtSince)
 		old.Superseded = old.Superseded || d.overtaken(l.Call.Resource, later(old.First, l.First))
 	})
@@ -302,13 +303,12 @@ func (d *DLQ) join(s *letterSlot, l *Letter) placed {
 }
 
 // failAgain notes another failure reported by a caller. Whoever calls again wants it done: so a letter that was given up
-// begins anew, and one is never given up by this.
+// begins anew, and one is never given up by this. When it is due is for the caller to say.
 func (d *DLQ) failAgain(l *Letter, a LetterAttempt, doubt, counts bool) {
 	l.note(a)
 	l.InDoubt = l.InDoubt || doubt
 	if (l.Parked || l.Superseded) && !l.Redacted {
 		d.revive(l, time.Now())
-		l.Next = a.Time.Add(d.backoff(0))
 	}
 	if counts && (d.cfg.Attempts < 0 || l.Attempts < d.cfg.Attempts-1) {
 		l.Attempts++

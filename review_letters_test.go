@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -40,4 +42,50 @@ func TestDLQ_NumbersThatHaveNoNextOneAreRefused(t *testing.T) {
 		require.ErrorContains(t, mustDLQ(t, DLQConfig{}).Import(strings.NewReader(bad)), "out of bounds")
 	}
 	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader([]byte(file))))
+}
+
+// Two calls with one key fail one after the other; what the other side says last of when to come again counts.
+func TestDLQ_ASecondFailureSaysWhenToComeAgain(t *testing.T) {
+	for name, edit := range map[string]func(*DLQ){
+		"waiting": func(*DLQ) {},
+		"given up": func(d *DLQ) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.park(d.box.ofKey("k"), "attempts", func(*Letter) {})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := mustDLQ(t, DLQConfig{})
+				rt := d.Wrap(&dlqWorld{answer: func(n int, _ *http.Request) (*http.Response, error) {
+					time.Sleep(time.Duration(n) * time.Second)
+					if n == 1 {
+						return nil, errDLQRefused
+					}
+					return reply(503, "", "Retry-After", "60"), nil
+				}})
+				ends := make(chan error, 2)
+				for range cap(ends) {
+					go func() {
+						_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+						ends <- err
+					}()
+				}
+				require.ErrorIs(t, <-ends, ErrParked)
+				edit(d)
+				require.ErrorIs(t, <-ends, ErrParked)
+				require.EqualValues(t, 1, d.Stats().Merged)
+				require.Equal(t, LetterWaiting, dlqOnly(t, d).State())
+				require.GreaterOrEqual(t, time.Until(dlqOnly(t, d).Next), time.Minute)
+			})
+		})
+	}
+}
+
+// A letter that is merged into another brings no time that no export can hold.
+func TestDLQ_AMergedLetterCanBeExported(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{Base: time.Hour, Cap: time.Hour})
+	require.NoError(t, d.Add(Letter{Operation: "op", Key: "k", Parked: true}))
+	require.NoError(t, d.Add(Letter{Operation: "op", Key: "k", Last: time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC)}))
+	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(dlqExport(t, d))))
 }

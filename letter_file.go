@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"time"
 
 	"github.com/google/uuid"
@@ -309,7 +310,7 @@ func (d *DLQ) readLetters(r io.Reader) ([]*Letter, error) {
 
 // lineLimit bounds a line: no letter that fits is longer.
 func (d *DLQ) lineLimit() int64 {
-	if d.cfg.MaxBytes < 0 {
+	if d.cfg.MaxBytes < 0 || d.cfg.MaxBytes > math.MaxInt64/16 {
 		return -1
 	}
 	return 8*d.cfg.MaxBytes + 1<<20 // JSON may need six bytes for one

@@ -89,3 +89,14 @@ func TestDLQ_AMergedLetterCanBeExported(t *testing.T) {
 	require.NoError(t, d.Add(Letter{Operation: "op", Key: "k", Last: time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC)}))
 	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(dlqExport(t, d))))
 }
+
+// Any MaxBytes that is not too small has room for the lines of its letters.
+func TestD16_ALineMayBeAsLongAsItsLetter(t *testing.T) {
+	from := mustDLQ(t, DLQConfig{MaxBytes: -1})
+	require.NoError(t, from.Add(Letter{Operation: "op", URL: strings.Repeat("<", 1<<20)})) // JSON takes six bytes for it
+	file := dlqExport(t, from)
+	require.Greater(t, len(file), 6<<20)
+	for _, most := range []int64{math.MaxInt64, 1<<20 + 4<<10, -1} {
+		require.NoError(t, mustDLQ(t, DLQConfig{MaxBytes: most}).Import(bytes.NewReader(file)))
+	}
+}

@@ -57,6 +57,7 @@ var errNoRoom = errors.New("no room")
 func (d *DLQ) admit(ctx context.Context, l Letter, road leg, wait bool) (*Letter, error) {
 	l = l.clone()
 	l.strip()
+	l.cut()
 	l.ID = or(l.ID, newLetterID())
 	l.Leased = false
 	l.setDoubt(l.InDoubt, l.DoubtSince)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/canonical"
@@ -46,7 +47,7 @@ type Letter struct {
 	// "in-doubt", "disputed", "key", "poison", "unknown-operation", "undecodable", "redacted", "overtaken", "superseded",
 	// "caller" (Add without one).
 	Cause string
-	// Detail is a short text beside Cause.
+	// Detail is a short text beside Cause. What is longer than 256 bytes is cut, here and in the words beside it.
 	Detail string
 	// StatusCode of the last answer; 0: there was none.
 	StatusCode int
@@ -326,6 +327,24 @@ func (l *Letter) bound(begin time.Time, maxAge time.Duration) {
 	if end := begin.Add(maxAge); writable(end) && (l.NotAfter.IsZero() || end.Before(l.NotAfter)) {
 		l.Expires = end
 	}
+}
+
+const maxLetterText = 256
+
+// cut shortens the words that size does not count, in a letter whose history is its own.
+func (l *Letter) cut() {
+	l.Cause, l.Detail, l.ParkedReason = cutText(l.Cause), cutText(l.Detail), cutText(l.ParkedReason)
+	for i := range l.History {
+		a := &l.History[i]
+		a.Cause, a.Detail = cutText(a.Cause), cutText(a.Detail)
+	}
+}
+
+func cutText(s string) string {
+	if len(s) <= maxLetterText {
+		return s
+	}
+	return strings.Clone(strings.ToValidUTF8(s[:maxLetterText], "")) // not within a character, nor as a part of the long one
 }
 
 // countable reports whether its counters are numbers that can be counted on from.

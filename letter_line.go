@@ -149,6 +149,7 @@ func (l *Letter) tidy() {
 	l.Leased = false
 	l.setDoubt(l.InDoubt, l.DoubtSince)
 	l.strip()
+	l.cut()
 	if l.Redacted && !l.Parked {
 		l.Parked, l.ParkedReason = true, "redacted"
 	}

@@ -100,3 +100,32 @@ func TestD16_ALineMayBeAsLongAsItsLetter(t *testing.T) {
 		require.NoError(t, mustDLQ(t, DLQConfig{MaxBytes: most}).Import(bytes.NewReader(file)))
 	}
 }
+
+// The words of a letter are short, for they are not counted byte by byte, whoever brings it.
+func TestD05_TheWordsOfALetterAreCut(t *testing.T) {
+	long := strings.Repeat("x", 255) + "é" + strings.Repeat("x", 2<<20)
+	l := Letter{
+		ID: "x", Operation: "op", Cause: long, Detail: long, ParkedReason: long,
+		History: []LetterAttempt{{Time: time.Now(), Cause: long, Detail: long}},
+	}
+	cut := long[:255]
+	check := func(d *DLQ) {
+		t.Helper()
+		got := dlqOnly(t, d)
+		require.Equal(t, []string{cut, cut, cut}, []string{got.Cause, got.Detail, got.ParkedReason})
+		require.Equal(t, []string{cut, cut}, []string{got.History[0].Cause, got.History[0].Detail})
+	}
+	added := mustDLQ(t, DLQConfig{MaxBytes: 8 << 10})
+	require.NoError(t, added.Add(l))
+	check(added)
+	require.Equal(t, long, l.History[0].Detail, "the caller's is as it was")
+	added.cfg.Redact = func(l *Letter) { l.Detail, l.History[0].Detail = long[:1<<19], long[:1<<19] }
+	imported := mustDLQ(t, DLQConfig{MaxBytes: 8 << 10})
+	require.NoError(t, imported.Import(bytes.NewReader(dlqExport(t, added))))
+	check(imported)
+	s := newShelf()
+	l.First, l.Last, l.Next = time.Now(), time.Now(), time.Now()
+	s.letters["x"] = l
+	check(mustDLQ(t, DLQConfig{Store: s.open()}))
+	require.Equal(t, cut+"x", cutText(cut+"x"))
+}

@@ -89,6 +89,7 @@ func lineOf(l *Letter) letterLine {
 		if line.Header == nil {
 			line.Header = map[string][]exactText{}
 		}
+		line.Header[name] = []exactText{} // without a value it says something, too: User-Agent, that there shall be none
 		for _, v := range values {
 			line.Header[name] = append(line.Header[name], exactText(v))
 		}
@@ -130,6 +131,7 @@ func (w letterLine) letter() (*Letter, error) {
 		if l.Header == nil {
 			l.Header = http.Header{}
 		}
+		l.Header[name] = []string{}
 		for _, v := range values {
 			l.Header[name] = append(l.Header[name], string(v))
 		}

@@ -129,3 +129,13 @@ func TestD05_TheWordsOfALetterAreCut(t *testing.T) {
 	check(mustDLQ(t, DLQConfig{Store: s.open()}))
 	require.Equal(t, cut+"x", cutText(cut+"x"))
 }
+
+// A header without a value comes back as well: net/http sends no User-Agent where that one is empty, and its own where it is missing.
+func TestD16_AHeaderWithoutAValueIsKept(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	header := http.Header{"User-Agent": {}, "A": {"1", "2"}}
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Header: header}))
+	into := mustDLQ(t, DLQConfig{})
+	require.NoError(t, into.Import(bytes.NewReader(dlqExport(t, d))))
+	require.Equal(t, header, dlqOnly(t, into).Header)
+}

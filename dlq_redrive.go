@@ -122,7 +122,7 @@ func (d *DLQ) letterContext(ctx context.Context, l *Letter) context.Context {
 	ctx = context.WithValue(ctx, tripKey{}, (*trip)(nil))           // Redrive may be called from within another call
 	ctx = context.WithValue(ctx, overridesKey{}, (*overrides)(nil)) // and under a context that describes others
 	call := l.Call
-	call.Operation, call.Priority = l.Operation, PriorityBulk
+	call.Operation, call.Priority, call.Budget = l.Operation, PriorityBulk, 0
 	ctx = WithCall(ctx, call)
 	ctx = WithIdempotencyKey(ctx, l.Key)
 	ctx = WithExpiry(ctx, l.Expires)

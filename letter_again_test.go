@@ -94,7 +94,7 @@ func TestLetter_IsRedrivenAsItSaysWhateverTheContextOfTheRedriveSays(t *testing.
 	})
 }
 
-// The budget of whoever redrives is not the letter's.
+// The budget of whoever redrives is not the letter's, and neither is the one that its call had.
 func TestLetter_IsRedrivenWithTheDefaultBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{})
@@ -102,11 +102,14 @@ func TestLetter_IsRedrivenWithTheDefaultBudget(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			return reply(201, "{}"), nil
 		}))
-		require.NoError(t, s.DLQ.Add(Letter{Key: "k", Method: http.MethodPost, URL: "http://h/calls", Next: time.Now()}))
-		result := s.DLQ.Redrive(WithBudget(t.Context(), time.Second))
-		time.Sleep(time.Minute)
+		for _, method := range []string{http.MethodPost, http.MethodPut} {
+			call := Call{Budget: time.Second}
+			require.NoError(t, s.DLQ.Add(Letter{Key: method, Method: method, URL: "http://h/calls", Next: time.Now(), Call: call}))
+			result := s.DLQ.Redrive(WithBudget(t.Context(), time.Second))
+			time.Sleep(time.Minute)
+			require.Equal(t, RedriveDone, result.Status)
+		}
 		closeStack(t, s)
-		require.Equal(t, RedriveDone, result.Status)
 	})
 }
 

@@ -102,7 +102,7 @@ func (d *DLQ) spendRate() {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.nextSend = time.Now().Add(time.Duration(float64(time.Second) / d.cfg.Rate))
+	d.nextSend = time.Now().Add(time.Duration(min(float64(time.Second)/d.cfg.Rate, 1<<62))) // more is no duration
 }
 
 // watch returns a channel that is closed at the next change.

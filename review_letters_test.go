@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math"
 	"net/http"
@@ -138,4 +139,19 @@ func TestD16_AHeaderWithoutAValueIsKept(t *testing.T) {
 	into := mustDLQ(t, DLQConfig{})
 	require.NoError(t, into.Import(bytes.NewReader(dlqExport(t, d))))
 	require.Equal(t, header, dlqOnly(t, into).Header)
+}
+
+// The smallest rate is no redrive any more but the first, and not one without a limit.
+func TestD07_TheSmallestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{Rate: math.SmallestNonzeroFloat64, MaxAge: -1})
+		d.Handle("op", func(context.Context, Letter) error { return nil })
+		for range 3 {
+			require.NoError(t, d.Add(Letter{Operation: "op", Next: time.Now()}))
+		}
+		stop := dlqRun(t, d)
+		time.Sleep(365 * 24 * time.Hour)
+		stop()
+		require.Equal(t, 2, d.Len())
+	})
 }

@@ -20,28 +20,36 @@ import (
 // whole file and refuses one that is damaged ([ErrCorrupt]), written by a newer version ([ErrNewer]) or open elsewhere
 // ([ErrLocked]). An empty file counts as damaged: Open never leaves one behind.
 func Open(path string, opts Options) (*Store, error) {
+	s, err := openStore(path, opts)
+	if err != nil {
+		return nil, fmt.Errorf("key store %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func openStore(path string, opts Options) (*Store, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := create(path, opts); err != nil {
-			return nil, fmt.Errorf("key store: creating the file: %w", err)
+			return nil, fmt.Errorf("creating the file: %w", err)
 		}
 	} else if err != nil {
-		return nil, fmt.Errorf("key store: %w", err)
+		return nil, err
 	}
 	if err := inspect(path, opts); err != nil {
-		return nil, fmt.Errorf("key store: %w", err)
+		return nil, err
 	}
 	db, err := openFile(path, opts, false)
 	if err != nil {
-		return nil, fmt.Errorf("key store: %w", err)
+		return nil, err
 	}
 	s := &Store{db: db, opts: opts, opened: time.Now(), turn: make(chan struct{}, 1)}
 	if err := guard(func() error { return db.View(s.count) }); err != nil {
 		_ = db.Close()
-		return nil, fmt.Errorf("key store: %w", err)
+		return nil, err
 	}
 	return s, nil
 }

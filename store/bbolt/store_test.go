@@ -92,6 +92,7 @@ func TestOpen_SecondStoreIsRefused(t *testing.T) {
 	for _, timeout := range []time.Duration{-1, time.Millisecond, 100 * time.Millisecond} {
 		_, err := Open(path, Options{LockTimeout: timeout})
 		require.ErrorIs(t, err, ErrLocked)
+		require.ErrorContains(t, err, path, "which file it is")
 	}
 	require.NoError(t, s.Close())
 	open(t, path, Options{LockTimeout: -1})

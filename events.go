@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -254,7 +255,7 @@ func (e *events) drain(ctx context.Context) error {
 	case <-idle:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return fmt.Errorf("%s: not all events had been delivered: %w", e.layer, context.Cause(ctx))
 	}
 }
 

@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"log/slog"
 	"runtime"
 	"testing"
@@ -207,4 +208,20 @@ func TestLogEvents_EveryLevel(t *testing.T) {
 			require.Equal(t, level, Event{Kind: kind}.Level(), kind)
 		}
 	}
+}
+
+// Close joins what went wrong in every layer: a bare "context deadline exceeded" would not say where.
+func TestEvents_ADrainThatEndsEarlySaysWhose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		heard := make(chan struct{})
+		e := newEvents("breaker", func(Event) { <-heard })
+		e.emit(Event{Kind: EventRetry})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := e.drain(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.EqualError(t, err, "breaker: not all events had been delivered: context deadline exceeded")
+		close(heard)
+		require.NoError(t, e.drain(t.Context()))
+	})
 }

@@ -287,7 +287,7 @@ func (f *Fallback) drain(ctx context.Context) error {
 		select {
 		case f.refreshing <- struct{}{}:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("fallback: answers were still being renewed: %w", context.Cause(ctx))
 		}
 	}
 	return nil

@@ -180,6 +180,8 @@ func refusalOf(_ string, last circuit.Result) error {
 	switch {
 	case last.Status != 0:
 		return fmt.Errorf("%w: last failure: status %d", ErrOpen, last.Status)
+	case last.Cause == "forced": // no failure, and no trial will end it
+		return fmt.Errorf("%w: by ForceOpen", ErrOpen)
 	case last.Cause != "":
 		return fmt.Errorf("%w: last failure: %s", ErrOpen, last.Cause)
 	}

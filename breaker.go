@@ -22,7 +22,8 @@ import (
 // What counts: a failure is a transport error, an attempt that reached its limit, a status of 500 or more, a body cut
 // short, a panic. Ignored is a call whose caller cancelled it or whose caller's own deadline passed, a refusal by a layer
 // below, and a 429, which has its own signal. Everything else is a success: also a 404 is an answer of a living server.
-// A streamed answer counts when its headers arrive.
+// A streamed answer counts when its headers arrive. In a [Stack], a call that must happen once goes on when its caller has
+// left: it is a failure as soon as nobody has the time to wait for it any more, and what comes of it later counts no more.
 //
 // All methods are safe for concurrent use, and on a nil Breaker, which admits everything.
 type Breaker struct {

@@ -61,9 +61,9 @@ type DLQConfig struct {
 	// Authorize puts the current credentials on a redrive; letters hold none. It is called before each send. While it
 	// fails, or is missing though the request had credentials, redriving waits without spending attempts.
 	Authorize func(context.Context, Letter, *http.Request) error
-	// OnParked is told once each time redriving gives a letter up, one after the other, on the goroutine of the events: it
-	// holds up no call, but the events behind it. One that panics is counted. The letter holds the request: log its ID,
-	// Operation and ParkedReason, not the whole.
+	// OnParked is told once each time redriving gives a letter up (Letter.Parked; a write that is [ErrParked] is a new letter,
+	// and will be redriven), one after the other, on the goroutine of the events: it holds up no call, but the events behind
+	// it. One that panics is counted. The letter holds the request: log its ID, Operation and ParkedReason, not the whole.
 	OnParked func(Letter)
 	// Redact changes letters on their way into an export, for example to take personal data out. A letter whose request
 	// it changed is marked Redacted, parked when it is imported, and never sent.
@@ -149,10 +149,11 @@ func (c *DLQConfig) maxAge(operation string) time.Duration { return or(c.MaxAges
 // is over, or they are given up. A write that became a letter belongs to the queue, and its caller is told so
 // ([ErrParked]); every other one belongs to its caller. Nothing leaves the queue without an event and a counter.
 //
-// A write has failed when it ends in an error or in a status of 500 or more; a caller who cancelled has taken it back. Other
-// answers are the caller's, a 429 too; a call that was refused because others were answered so ([ErrThrottled]) is a
-// failure. No letter is made of what was refused for its key, by the store of the keys or by Close, nor of a body larger
-// than TimeoutConfig.MaxRequestBytes.
+// A write has failed when it ends in an error or in a status of 500 or more; a caller who cancelled, or whose own deadline
+// passed before it was sent, has taken it back. Other answers are the caller's, a 429 too; a call that was refused because
+// others were answered so ([ErrThrottled]) is a failure. No letter is made of what was refused for its key, by the store of
+// the keys or by Close, nor of a body larger than TimeoutConfig.MaxRequestBytes, nor, in a [Stack], of a call that must
+// happen once when its caller runs out of time: one that still waits is not sent, one on the wire goes on and settles its key.
 //
 // A write that may have taken effect (in doubt) is looked up, never sent again.
 //

@@ -33,7 +33,8 @@
 // # What comes back
 //
 // A settled outcome is a response, whatever its status. An error comes back for a failure of the transport, for a refusal
-// of ours, for a write that was parked, and for one whose outcome is unknown. Two questions tell what to do with it:
+// of ours, for a write that a dead letter owns now ([ErrParked]), and for one whose outcome is unknown. Two questions tell
+// what to do with it:
 //
 //   - [NotSent]: it is proven that nothing happened. Try again when you like.
 //   - [InDoubt]: it may have happened. Never send it again under another key; [Idempotency.Lookup] says how it stands, and
@@ -45,8 +46,9 @@
 //
 // [Call] says what a repeat of a request would do. A read is retried, shared between callers who ask at the same time, and
 // answered from the cache in an outage. An idempotent write is retried. A call that must happen once is sent again only
-// when it is proven that it did not happen. Config.Describe tells the stack which is which; without it the HTTP method
-// decides, and every POST happens once.
+// when it is proven that it did not happen; once it is on the wire it goes on when its caller leaves, keeps its slot, and
+// settles its key. Config.Describe tells the stack which is which; without it the HTTP method decides, and every POST happens
+// once.
 //
 // # The states of a key
 //

@@ -210,7 +210,8 @@ type CheckResult struct {
 	RetryAfter time.Duration
 }
 
-// Report is what one look at everything found. Marshalled as JSON it is the document that [Health.ServeHTTP] serves.
+// Report is what one look at everything found. Marshalled as JSON it is the document that [Health.ServeHTTP] serves,
+// without the events.
 type Report struct {
 	// Status is the worst of Checks, where unknown does not count; Unknown if there is nothing else.
 	Status Status

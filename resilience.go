@@ -244,9 +244,11 @@ func effectOf(method string) Effect {
 // The errors a call can end in, besides the transport's own. Each arrives inside an [*Error]; test with [errors.Is].
 // "Nothing was sent" below means that [NotSent] is true and the call may be made again, with the same key or none.
 var (
-	// ErrOpen: the circuit is open (or all trials are taken). Nothing was sent. Error.RetryAfter says when a trial is due.
+	// ErrOpen: the circuit is open (or all trials are taken). Nothing was sent. Error.RetryAfter says when a trial is due; it
+	// is 0 after [Breaker.ForceOpen].
 	ErrOpen = errors.New("circuit open")
-	// ErrFull: no slot came free and the queue of the tier is full, or the wait bound passed. Nothing was sent.
+	// ErrFull: no slot came free and the queue of the tier is full, or the wait bound passed. Nothing was sent. When there
+	// will be room nobody knows: Error.RetryAfter is 0.
 	ErrFull = errors.New("bulkhead full")
 	// ErrTimeout: a limit of ours fired; Error.Limit names it. It is also context.DeadlineExceeded.
 	ErrTimeout = errors.New("time limit reached")
@@ -259,11 +261,14 @@ var (
 	// ErrBadKey: the key named for the call is empty, too long, or has control characters. Nothing was sent.
 	ErrBadKey = errors.New("bad idempotency key")
 	// ErrInDoubt: the request may have taken effect and nobody knows. It is not sent again until the outcome is known.
-	// Error.Key is the key to look it up with; never submit it again under another key.
+	// Error.Key is the key to look it up with; never submit it again under another key. Under the same one that does no harm:
+	// it ends in the answer once that is known, and until then in this error, with the time to the next look-up, if one is
+	// planned, as Error.RetryAfter.
 	ErrInDoubt = errors.New("outcome in doubt")
 	// ErrDisputed: two different results are known for one key; Error.CallIDs names them. A person has to look.
 	ErrDisputed = errors.New("outcome disputed")
-	// ErrParked: the write failed and a dead letter owns it now: it will be redriven. Do not submit it again.
+	// ErrParked: the write failed and a dead letter owns it now: it will be redriven, or looked up where InDoubt is true as
+	// well. Do not submit it again under another key. Letter.Parked is something else: there redriving has given up.
 	ErrParked = errors.New("parked in the dead-letter queue")
 	// ErrLettersFull: the write failed and the dead-letter queue could not take it. It is joined to the cause and says
 	// nothing about whether the request was sent: ask NotSent and InDoubt. The write is the caller's.

@@ -137,8 +137,12 @@ func (s *Stack) lay(end leg) leg {
 
 // Wrap puts the stack around a transport; what it returns belongs into http.Client.Transport. nil is a transport of its
 // own that speaks HTTP/1.1, over which it can be proven that nothing was written. All that is wrapped by one stack shares
-// its circuit, slots, keys, letters and cached answers. A base that adds credentials by itself must serve one tenant only:
-// the cache tells tenants apart by the headers that it sees.
+// its circuit, slots, keys, letters and cached answers. A letter is redriven through the base that its call went through;
+// one that came from DLQConfig.Store, by Import or by Add, through the base that was wrapped first. A base that adds
+// credentials by itself must serve one tenant only: the cache tells tenants apart by the headers that it sees.
+//
+// An http.Client.Timeout is a deadline that the caller brings: Error.Limit is "caller", and the budget ends with it where it
+// would be longer. Such a call is answered a moment before, since http.Client takes the type away from later errors.
 func (s *Stack) Wrap(base http.RoundTripper) http.RoundTripper {
 	if base == nil {
 		tr := NewTransport()

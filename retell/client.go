@@ -55,7 +55,9 @@ type options struct {
 // before the path of every request.
 func WithBaseURL(u string) Option { return func(o *options) { o.baseURL = u } }
 
-// WithTransport puts the layers around rt instead of a fresh HTTP/1.1 transport.
+// WithTransport puts the layers around rt instead of a fresh HTTP/1.1 transport. All that the client sends goes through it:
+// look-ups, the health probe, and redrives of letters from an earlier run as well. What Stack().Wrap is given serves only the
+// requests that come through that Wrap.
 func WithTransport(rt http.RoundTripper) Option { return func(o *options) { o.transport = rt } }
 
 // WithUserAgent sets the User-Agent header.
@@ -220,7 +222,8 @@ func (c *Client) String() string { return "retell client of " + c.host }
 // GoString is String.
 func (c *Client) GoString() string { return c.String() }
 
-// Transport is what the client sends through. Hand-written requests may use it too: they share circuits, slots and keys.
+// Transport is what the client sends through, all layers included. Hand-written requests may use it too, as the Transport of
+// an http.Client: they share circuits, slots and keys.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 
 // Close ends the client: see Stack.Close, which it calls unless the stack came by [WithStack].

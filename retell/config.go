@@ -8,6 +8,9 @@ import "github.com/retell-resilience/resilience"
 //   - Fallback keeps the last good answer only of reads about the owner's own configuration: agents, numbers, voices, flows
 //     and so on. Calls, chats and contacts hold transcripts, recordings and other people's numbers; say yes in Cacheable to
 //     keep them.
+//   - Timeout is the default of package resilience. [Describe] gives create-phone-call 120 s for one try and its caller 60 s;
+//     list-calls, list-chats, create-batch-call, create-chat-completion and agent-playground-completion 300 s for one try, as
+//     Retell's own SDKs do, and so their callers 10 minutes, unless [Budget] or the context says less; uploads 120 s.
 //   - DLQ keeps phone calls, texts, batches, updates and deletes, if their caller named a key. Web calls, chats, completions and
 //     the control of live calls are of no use later.
 //   - Idempotency marks what it sends, so that a lost call can be found: the metadata of calls and chats gets the member

@@ -2,7 +2,7 @@
 // changing one line:
 //
 //	before: client := &http.Client{}
-//	after:  client := &http.Client{Transport: stack.Wrap(nil)}
+//	after:  client := &http.Client{Transport: layers.Transport()}
 //
 // It runs the same program both ways against a Retell server in a box, which loses an answer each time: the phone has
 // rung, and the program does not know it.
@@ -62,8 +62,8 @@ func before(ctx context.Context, out io.Writer) error {
 }
 
 // after is the program with the layers. They come from retell.New, which knows how to look a lost call up, and how to
-// authorize a redrive; Stack().Wrap(nil) is all that the hand-written client needs of it. retell.Describe tells the stack
-// that a POST to /v2/create-phone-call rings somewhere, and that a GET of /v2/get-call does not.
+// authorize a redrive; Transport() is all that the hand-written client needs of it. retell.Describe tells the stack that a
+// POST to /v2/create-phone-call rings somewhere, and that a GET of /v2/get-call does not.
 func after(ctx context.Context, out io.Writer) (err error) {
 	server := retelltest.NewServer(retelltest.WithoutServerKeys())
 	defer server.Close()
@@ -81,9 +81,9 @@ func after(ctx context.Context, out io.Writer) (err error) {
 		err = errors.Join(err, <-done, layers.Close(context.WithoutCancel(ctx)))
 	}()
 
-	client := &http.Client{Transport: stack.Wrap(nil)} // the line that changed
+	client := &http.Client{Transport: layers.Transport()} // the line that changed
 
-	sayf(out, "\nAfter: Transport: stack.Wrap(nil)")
+	sayf(out, "\nAfter: Transport: layers.Transport()")
 	p := &phone{http: client, baseURL: server.URL(), apiKey: apiKey}
 	remind(ctx, out, server, p)
 	sayf(out, "  meanwhile the lost call is looked up …")

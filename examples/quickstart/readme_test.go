@@ -25,8 +25,8 @@ func readmeExistingClient(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: layers.Stack().Wrap(nil)} // the line that changes
-	go layers.Stack().Run(ctx)                                  // redrives letters, looks lost calls up
+	client := &http.Client{Transport: layers.Transport()} // the line that changes
+	go layers.Stack().Run(ctx)                            // redrives letters, looks lost calls up
 	defer layers.Close(context.Background())
 
 	client.CloseIdleConnections() // stands for what the program does with it
@@ -59,7 +59,7 @@ func readmeErrors(err error) {
 	case resilience.NotSent(err):
 		fmt.Println("nothing happened: call again later, with the same key")
 	default:
-		fmt.Println("the API said no:", err)
+		fmt.Println("the API said no, or what may be repeated failed:", err)
 	}
 }
 

@@ -91,7 +91,8 @@ type CreateSMSChatParams struct {
 }
 
 // CreateSMSChat begins a chat by text message: the first message goes out at once. Retell has no key for it, and no way
-// to find a chat by its metadata, so an outcome in doubt stays so until a person looks.
+// to find a chat by its metadata, so an outcome in doubt stays so until a webhook names the chat, see [Client.Observe], or
+// a person looks.
 //
 // POST /create-sms-chat
 func (s Chats) CreateSMSChat(ctx context.Context, p CreateSMSChatParams, opts ...CallOption) (*Chat, error) {

@@ -238,13 +238,16 @@ func (c *Client) Close(ctx context.Context) error {
 	return err
 }
 
-// Observe tells the layers of a call that a webhook is about. One that a request with an idempotency key made settles that
-// key: it is the fastest way out of doubt. It is harmless for all other events.
+// Observe tells the layers of a call or chat that a webhook is about. One that a request with an idempotency key made settles
+// that key: it is the fastest way out of doubt, and for chats and texts the only one. It is harmless for all other events.
 func (c *Client) Observe(ctx context.Context, e *WebhookEvent) error {
 	if e == nil {
 		return nil
 	}
 	ev, ok := evidenceOf(e.Call)
+	if !ok {
+		ev, ok = evidenceOfChat(e.Chat)
+	}
 	if !ok {
 		return nil
 	}

@@ -258,3 +258,17 @@ func TestEvidenceFromAWebhook(t *testing.T) {
 	_, ok = evidenceOf(nil)
 	require.False(t, ok)
 }
+
+func TestEvidenceFromTheWebhookOfAChat(t *testing.T) {
+	ev, ok := evidenceOfChat(&Chat{ChatID: "chat_1", Transcript: "private", Metadata: Metadata{"rk_key": testID}})
+	require.True(t, ok)
+	require.Equal(t, testID, ev.ID)
+	require.Equal(t, "chat_1", ev.Calls[0].ID)
+	require.NotContains(t, string(ev.Calls[0].Body), "private")
+	for _, chat := range []*Chat{
+		nil, {ChatID: "chat_1"}, {Metadata: Metadata{"rk_key": testID}}, {ChatID: "chat_1", Metadata: Metadata{"rk_key": testID + "-batch"}},
+	} {
+		_, ok = evidenceOfChat(chat)
+		require.False(t, ok, chat)
+	}
+}

@@ -48,7 +48,8 @@ func (r *reconciler) HonorsKey(operation string) time.Duration {
 //	cfg := retell.Config()
 //	cfg.Idempotency.Reconcile = client.Reconciler()
 //
-// Chats and texts carry the marker too, but Retell has no way to look for them by it.
+// Chats and texts carry the marker too. Retell has no way to look for them by it, but their webhooks bring it back: see
+// [Client.Observe].
 func (c *Client) Reconciler() resilience.Reconciler { return &reconciler{c, c.prefix} }
 
 // Mark implements [resilience.Reconciler].
@@ -251,4 +252,31 @@ func evidenceOf(call *Call) (resilience.Evidence, bool) {
 	}
 	found, ok := foundIn(call)
 	return resilience.Evidence{ID: id, Calls: []resilience.Found{found}, Source: "webhook"}, ok
+}
+
+// evidenceOfChat is the same for a chat or a text, which no look-up finds.
+func evidenceOfChat(chat *Chat) (resilience.Evidence, bool) {
+	if chat == nil {
+		return resilience.Evidence{}, false
+	}
+	id, batch, ok := parseMarker(chat.Metadata)
+	if !ok || batch || chat.ChatID == "" {
+		return resilience.Evidence{}, false
+	}
+	body, err := json.Marshal(createdChat{
+		ChatID: chat.ChatID, AgentID: chat.AgentID, ChatStatus: chat.ChatStatus, ChatType: chat.ChatType, Version: chat.Version,
+		Metadata: chat.Metadata,
+	})
+	found := resilience.Found{ID: chat.ChatID, Body: body}
+	return resilience.Evidence{ID: id, Calls: []resilience.Found{found}, Source: "webhook"}, err == nil
+}
+
+// createdChat is what the answer to a create would have said of a chat: no transcript.
+type createdChat struct {
+	ChatID     string       `json:"chat_id"`
+	AgentID    string       `json:"agent_id"`
+	ChatStatus ChatStatus   `json:"chat_status"`
+	ChatType   ChatType     `json:"chat_type,omitempty"`
+	Version    AgentVersion `json:"version,omitzero"`
+	Metadata   Metadata     `json:"metadata,omitempty"`
 }

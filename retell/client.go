@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -193,23 +192,11 @@ func (c *Client) authorize(_ context.Context, _ resilience.Letter, req *http.Req
 // prober asks for the API key's own data, past all layers: an open circuit or a cached answer says nothing of Retell.
 func (c *Client) prober(base http.RoundTripper) func(context.Context) error {
 	return func(ctx context.Context) error {
-		req, err := c.newRequest(ctx, http.MethodGet, "/get-api-key-info", nil, "application/json")
-		if err != nil {
-			return err
-		}
-		resp, err := base.RoundTrip(req)
-		if err != nil {
-			return named("get-api-key-info", err)
-		}
-		defer func() { _ = resp.Body.Close() }() // it is read, or not wanted
-		body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		switch {
-		case resp.StatusCode/100 == 2:
-			return err
-		case resp.StatusCode == http.StatusTooManyRequests:
+		_, err := c.read(ctx, base, "/get-api-key-info")
+		if errors.Is(err, ErrRateLimited) {
 			return nil // busy is alive
 		}
-		return errorOf(Describe(req), nil, resp.StatusCode, resp.Header, body)
+		return err
 	}
 }
 

@@ -249,6 +249,15 @@ func TestProbeAsksPastTheLayers(t *testing.T) {
 	}
 }
 
+// Health shows the text, also for a client whose requests go by a proxy with a path of its own.
+func TestAProbeThatFailedNamesTheOperation(t *testing.T) {
+	for _, base := range []string{DefaultBaseURL, "http://localhost:8080/proxy"} {
+		rt := answering(503, `{"message":"to +15555550123"}`, nil)
+		c := newClient(t, rt, WithBaseURL(base))
+		require.EqualError(t, c.prober(rt)(t.Context()), "retell: get-api-key-info: status 503")
+	}
+}
+
 func TestAnAnswerFromTheCacheSaysSo(t *testing.T) {
 	up := true
 	c := newClient(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {

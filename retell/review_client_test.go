@@ -1,0 +1,231 @@
+package retell
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/retell-resilience/resilience"
+)
+
+func TestEveryListGoesOnWhereThePageBeforeItEnded(t *testing.T) {
+	const first, second = `{"items":[{}],"has_more":true,"pagination_key":"p2"}`, `{"items":[{}],"has_more":false}`
+	ctx := t.Context()
+	for operation, list := range map[string]func(*Client) (int, error){
+		"list-calls":         func(c *Client) (int, error) { return walk(c.Calls.List(ctx, ListCallsParams{Skip: 3})) },
+		"list-chats":         func(c *Client) (int, error) { return walk(c.Chats.List(ctx, ListChatsParams{Skip: 3})) },
+		"list-agents":        func(c *Client) (int, error) { return walk(c.Agents.List(ctx, ListAgentsParams{})) },
+		"list-phone-numbers": func(c *Client) (int, error) { return walk(c.PhoneNumbers.List(ctx, PageParams{})) },
+	} {
+		var asked []string
+		pages := []string{first, second}
+		c := bare(t, resilience.RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			var body struct {
+				PaginationKey string `json:"pagination_key"`
+				Skip          int    `json:"skip"`
+			}
+			if req.Body != nil {
+				_ = json.NewDecoder(req.Body).Decode(&body)
+			}
+			require.True(t, body.PaginationKey == "" || body.Skip == 0, "they exclude each other")
+			asked = append(asked, req.URL.Query().Get("pagination_key")+body.PaginationKey)
+			page := pages[0]
+			pages = pages[1:]
+			return response(200, page), nil
+		}))
+		n, err := list(c)
+		require.NoError(t, err, operation)
+		require.Equal(t, 2, n)
+		require.Equal(t, []string{"", "p2"}, asked, operation)
+
+		_, err = list(bare(t, answering(200, `{"items":[],"has_more":true}`, nil)))
+		require.ErrorIs(t, err, ErrBadAnswer, "it is not complete")
+		require.EqualError(t, err, "retell: "+operation+": status 200: there is more, but no key for the next page: "+ErrBadAnswer.Error())
+	}
+}
+
+func walk[T any](items func(func(*T, error) bool)) (n int, err error) {
+	for _, e := range items {
+		if e != nil {
+			return n, e
+		}
+		n++
+	}
+	return n, nil
+}
+
+func TestEachRequiredFieldIsNamed(t *testing.T) {
+	ctx := t.Context()
+	c := bare(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		t.Error("it was sent")
+		return response(200, `{}`), nil
+	}))
+	for want, do := range map[string]func() error{
+		"register-phone-call: agent_id": func() error { return second(c.Calls.RegisterPhoneCall(ctx, RegisterPhoneCallParams{})) },
+		"create-chat: agent_id":         func() error { return second(c.Chats.CreateChat(ctx, CreateChatParams{})) },
+		"create-sms-chat: from_number":  func() error { return second(c.Chats.CreateSMSChat(ctx, CreateSMSChatParams{ToNumber: to})) },
+		"create-sms-chat: to_number":    func() error { return second(c.Chats.CreateSMSChat(ctx, CreateSMSChatParams{FromNumber: from})) },
+		"create-chat-completion: chat_id": func() error {
+			return second(c.Chats.CreateChatCompletion(ctx, CreateChatCompletionParams{Content: "x"}))
+		},
+		"create-batch-call: from_number": func() error {
+			return second(c.BatchCalls.CreateBatchCall(ctx, CreateBatchCallParams{Tasks: []BatchCallTask{{ToNumber: to}}}))
+		},
+		"take-over-live-call: participant_id": func() error { return second(c.Calls.TakeOverLive(ctx, "x", TakeOverLiveParams{})) },
+		"take-over-live-call: call_id":        func() error { return second(c.Calls.TakeOverLive(ctx, "", TakeOverLiveParams{ParticipantID: "p"})) },
+		"get-call: call_id":                   func() error { return second(c.Calls.Get(ctx, "")) },
+		"update-call: call_id":                func() error { return second(c.Calls.Update(ctx, "", UpdateCallParams{})) },
+		"delete-call: call_id":                func() error { return c.Calls.Delete(ctx, "") },
+		"stop-call: call_id":                  func() error { return c.Calls.Stop(ctx, "") },
+		"update-live-call: call_id": func() error {
+			return second(c.Calls.UpdateLive(ctx, "", UpdateLiveParams{CallControl: &CallControl{}}))
+		},
+		"listen-live-call: call_id":      func() error { return second(c.Calls.ListenLive(ctx, "")) },
+		"rerun-call-analysis: call_id":   func() error { return second(c.Calls.RerunAnalysis(ctx, "")) },
+		"get-chat: chat_id":              func() error { return second(c.Chats.Get(ctx, "")) },
+		"update-chat: chat_id":           func() error { return second(c.Chats.Update(ctx, "", UpdateChatParams{})) },
+		"end-chat: chat_id":              func() error { return c.Chats.End(ctx, "") },
+		"delete-chat: chat_id":           func() error { return c.Chats.Delete(ctx, "") },
+		"rerun-chat-analysis: chat_id":   func() error { return second(c.Chats.RerunAnalysis(ctx, "")) },
+		"get-agent: agent_id":            func() error { return second(c.Agents.Get(ctx, "", VersionLatest)) },
+		"get-phone-number: phone_number": func() error { return second(c.PhoneNumbers.Get(ctx, "")) },
+		"get-voice: voice_id":            func() error { return second(c.Voices.Get(ctx, "")) },
+	} {
+		err := do()
+		require.EqualError(t, err, "retell: "+want+" is missing: "+ErrInvalid.Error())
+		require.True(t, resilience.NotSent(err))
+	}
+	for _, err := range []error{
+		second(c.Calls.ListPage(ctx, ListCallsParams{Skip: 1, PaginationKey: "x"})), second(c.Chats.ListPage(ctx, ListChatsParams{Skip: 1, PaginationKey: "x"})),
+	} {
+		require.ErrorContains(t, err, "skip and pagination_key exclude each other")
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// A key that Retell takes is taken as it is, in the body too.
+func TestAKeyOfRetellsFormIsSentAsItIs(t *testing.T) {
+	var seen []sent
+	p := somebody
+	p.IdempotencyKey = "order_4711"
+	_, err := newClient(t, answering(201, `{"call_id":"call_1"}`, &seen)).Calls.CreatePhoneCall(t.Context(), p)
+	require.NoError(t, err)
+	require.Contains(t, string(seen[0].body), `"idempotency_key":"order_4711"`)
+}
+
+func TestAServerForTheBrowserInEachOfItsForms(t *testing.T) {
+	for text, want := range map[string]ICEServer{
+		`{"urls":"stun:a","username":"u","credential":"c"}`: {URLs: []string{"stun:a"}, Username: "u", Credential: "c"},
+		`{"urls":["a","b"]}`:           {URLs: []string{"a", "b"}},
+		`{"urls":null,"username":"u"}`: {Username: "u"},
+		`{"urls":""}`:                  {},
+		`{"urls":7,"username":"u"}`:    {Username: "u"},
+		`{}`:                           {},
+		`{"username":7}`:               {},
+	} {
+		var got ICEServer
+		require.NoError(t, json.Unmarshal([]byte(text), &got))
+		require.Equal(t, want, got, text)
+	}
+}
+
+func TestWhatABaseURLAndAHeaderMayHold(t *testing.T) {
+	for _, base := range []string{"https://", "https:///x", "https://x#part", "https://x?", "http:x"} {
+		_, err := New("key", WithBaseURL(base))
+		require.Error(t, err, base)
+	}
+	for agent, ok := range map[string]bool{"a\tb": true, "a b": true, "a\x1fb": false, "a\x7fb": false} {
+		_, err := New("key", WithUserAgent(agent))
+		require.Equal(t, ok, err == nil, "%q", agent)
+	}
+}
+
+// Without a transport of the user's the client brings one, for what it sends through the layers and past them.
+func TestAClientBringsATransport(t *testing.T) {
+	var asked []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		_, _ = io.WriteString(w, `{}`)
+	}))
+	defer srv.Close()
+	c, err := New("key", WithBaseURL(srv.URL))
+	require.NoError(t, err)
+	_, err = c.APIKey.Get(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, c.prober(c.idle)(t.Context()))
+	require.Equal(t, []string{"/get-api-key-info", "/get-api-key-info"}, asked)
+	require.NoError(t, c.Close(t.Context()))
+}
+
+// A client closes the layers that it made, and no others.
+func TestCloseEndsWhatTheClientMade(t *testing.T) {
+	rt := answering(200, `{}`, nil)
+	c := newClient(t, rt)
+	require.NoError(t, c.Close(t.Context()))
+	_, err := c.APIKey.Get(t.Context())
+	require.ErrorIs(t, err, resilience.ErrClosed)
+
+	stack, err := resilience.New(Config())
+	require.NoError(t, err)
+	c = newClient(t, rt, WithStack(stack))
+	require.Same(t, stack, c.Stack())
+	require.NoError(t, c.Close(t.Context()))
+	_, err = c.APIKey.Get(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, stack.Close(t.Context()))
+}
+
+// What a config says stays; only what it leaves open is filled in.
+func TestAConfigOfTheUsersStays(t *testing.T) {
+	other := newClient(t, answering(200, `{}`, nil)).Reconciler()
+	cfg := resilience.Config{
+		Describe:    func(*http.Request) resilience.Call { return resilience.Call{Operation: "mine"} },
+		Fallback:    resilience.FallbackConfig{Cacheable: func(c resilience.Call) bool { return c.Operation == "mine" }},
+		DLQ:         resilience.DLQConfig{Keep: func(c resilience.Call) bool { return c.Operation == "mine" }},
+		Idempotency: resilience.IdempotencyConfig{Reconcile: other},
+		Health:      resilience.HealthConfig{Probe: func(context.Context) error { return io.EOF }},
+	}
+	cfg.DLQ.Authorize = func(context.Context, resilience.Letter, *http.Request) error { return io.EOF }
+	c := newClient(t, answering(200, `{}`, nil))
+	got := c.complete(cfg, nil)
+	mine, theirs := resilience.Call{Operation: "mine"}, resilience.Call{Operation: "update-agent"}
+	require.Equal(t, "mine", got.Describe(newRequest("GET", "/get-agent/x")).Operation)
+	require.True(t, got.Fallback.Cacheable(mine) && got.DLQ.Keep(mine))
+	require.False(t, got.Fallback.Cacheable(theirs) || got.DLQ.Keep(theirs))
+	require.Same(t, other, got.Idempotency.Reconcile)
+	require.Equal(t, io.EOF, got.DLQ.Authorize(t.Context(), resilience.Letter{}, nil))
+	require.Equal(t, io.EOF, got.Health.Probe(t.Context()))
+
+	got = c.complete(resilience.Config{}, nil)
+	require.True(t, got.Fallback.Cacheable(resilience.Call{Operation: "get-agent"}) && got.DLQ.Keep(theirs))
+	require.False(t, got.Fallback.Cacheable(resilience.Call{Operation: "get-call"}) || got.DLQ.Keep(resilience.Call{Operation: "create-chat"}))
+	require.Same(t, c, got.Idempotency.Reconcile.(*reconciler).client)
+	require.Same(t, c, c.complete(Config(), nil).Idempotency.Reconcile.(*reconciler).client, "Retell's, with its client")
+}
+
+// What is asked past the layers gives its connection back.
+func TestAReadPastTheLayersClosesItsBody(t *testing.T) {
+	for _, status := range []int{200, 503} {
+		body := &closed{}
+		c := bare(t, nil)
+		_, _ = c.read(t.Context(), resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: status, Header: http.Header{}, Body: body}, nil
+		}), "/get-concurrency")
+		require.True(t, body.yes)
+	}
+}
+
+type closed struct{ yes bool }
+
+func (*closed) Read([]byte) (int, error) { return 0, io.EOF }
+func (c *closed) Close() error           { c.yes = true; return nil }
+
+func TestARequestWithoutAURLIsDescribed(t *testing.T) {
+	require.Equal(t, resilience.Call{Operation: "other", Effect: once}, Describe(&http.Request{Method: "GET"}))
+}

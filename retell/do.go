@@ -209,8 +209,7 @@ func encode(v any) ([]byte, error) {
 
 // named puts the operation before an error that does not say it, and takes off *url.Error, which prints the URL.
 func named(operation string, err error) error {
-	var withURL *url.Error
-	if errors.As(err, &withURL) && withURL == err { //nolint:errorlint // only the outermost can be taken off
+	if withURL, ok := err.(*url.Error); ok { //nolint:errorlint // only the outermost can be taken off
 		err = withURL.Err
 	}
 	said := &quietError{err: err, text: withoutURLs(err, err.Error())}

@@ -3,10 +3,14 @@ package retell
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
+	"testing/iotest"
 
 	"github.com/stretchr/testify/require"
 
@@ -228,4 +232,58 @@ func (c *closed) Close() error           { c.yes = true; return nil }
 
 func TestARequestWithoutAURLIsDescribed(t *testing.T) {
 	require.Equal(t, resilience.Call{Operation: "other", Effect: once}, Describe(&http.Request{Method: "GET"}))
+}
+
+// An error of the transport's is told without URLs, wherever in it they are, and whoever walks it does not come to the one
+// around it.
+func TestAnErrorIsToldWithoutURLs(t *testing.T) {
+	around := &url.Error{Op: "Get", URL: "https://api.retellai.com/get-phone-number/" + from, Err: io.ErrUnexpectedEOF}
+	var inside *url.Error
+	err := named("get-phone-number", around)
+	require.EqualError(t, err, "retell: get-phone-number: unexpected EOF")
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.NotErrorAs(t, err, &inside)
+	err = named("get-phone-number", errors.Join(io.EOF, fmt.Errorf("gateway: %w", around)))
+	require.EqualError(t, err, "retell: get-phone-number: EOF\ngateway: unexpected EOF")
+}
+
+// An answer outside 2xx is what its status says, also if its body breaks off: nothing was accepted.
+func TestARefusalWhoseBodyBreaksOffIsARefusal(t *testing.T) {
+	c := bare(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 404, Header: http.Header{}, Body: io.NopCloser(iotest.ErrReader(io.ErrUnexpectedEOF))}, nil
+	}))
+	_, err := c.Calls.Get(t.Context(), "call_1")
+	require.ErrorIs(t, err, ErrNotFound)
+	require.NotErrorIs(t, err, ErrBadAnswer)
+}
+
+func TestWhatIsSentSaysWhoSendsIt(t *testing.T) {
+	var seen []sent
+	_, err := bare(t, answering(200, `{}`, &seen)).APIKey.Get(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "retell-resilience-go", seen[0].Header.Get("User-Agent"))
+	c := newClient(t, answering(200, `{}`, &seen), WithUserAgent("mine/1"))
+	answer, err := Do[Empty](t.Context(), c, "POST", "/create-agent", map[string]string{"agent_name": "<&>"})
+	require.NoError(t, err)
+	require.Equal(t, 200, answer.StatusCode)
+	require.Equal(t, "mine/1", seen[1].Header.Get("User-Agent"))
+	require.Equal(t, `{"agent_name":"<&>"}`, string(seen[1].body), "as it is, not escaped for a page")
+}
+
+// What a fallback says is wrong with it is not replaced.
+func TestTheErrorOfAFallbackIsItsOwn(t *testing.T) {
+	mine := errors.New("no such file")
+	c := newClient(t, answering(503, `{}`, nil), WithConfig(resilience.Config{Retry: resilience.RetryConfig{Off: true}}))
+	called := 0
+	own := Fallback(func(context.Context, error) (*Agent, error) { called++; return nil, mine })
+	_, err := c.Agents.Get(t.Context(), "agent_1", AgentVersion{}, own)
+	require.Error(t, err)
+	require.Equal(t, 1, called)
+	down := errors.New("down")
+	c = newClient(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, down }),
+		WithConfig(resilience.Config{Retry: resilience.RetryConfig{Off: true}}))
+	_, err = c.Agents.Get(t.Context(), "agent_1", AgentVersion{}, own)
+	require.ErrorIs(t, err, mine)
+	require.ErrorIs(t, err, down)
+	require.NotContains(t, err.Error(), "neither an answer nor an error")
 }

@@ -162,7 +162,7 @@ func messageOf(body []byte) string {
 		for _, raw := range []json.RawMessage{shape.Message, shape.ErrorMessage} {
 			var text string
 			switch {
-			case len(raw) == 0 || string(raw) == "null":
+			case len(raw) == 0:
 			case json.Unmarshal(raw, &text) != nil:
 				return capped(string(raw))
 			case text != "":

@@ -31,6 +31,8 @@ func TestErrorsTellWhatRetellSaidAndPrintNoneOfIt(t *testing.T) {
 		{429, ``, ErrRateLimited, ""},
 		{422, long, ErrNotFound, long[:maxMessage]},
 		{422, "\xff\xfe", ErrNotFound, ""},
+		{404, `{"message":null,"error_message":" said\n"}`, ErrNotFound, "said"},
+		{404, " \n", ErrNotFound, ""},
 	} {
 		_, err := bare(t, answering(c.status, c.body, nil)).Calls.Get(t.Context(), "call_secret")
 		var e *Error
@@ -54,7 +56,7 @@ func TestAnEffectOnceStatusThatProvesNothingIsInDoubt(t *testing.T) {
 }
 
 func statusesAndDoubt(t *testing.T) {
-	for status, want := range map[int]bool{307: true, 408: true, 409: true, 425: true, 499: true, 500: true, 503: true, 400: false, 402: false, 429: false} {
+	for status, want := range map[int]bool{307: true, 408: true, 409: true, 425: true, 499: true, 500: true, 503: true, 400: false, 402: false, 405: false, 412: false, 429: false} {
 		for name, c := range map[string]*Client{"with layers": newClient(t, answering(status, `{}`, nil)), "without": bare(t, answering(status, `{}`, nil))} {
 			_, err := c.Calls.CreatePhoneCall(t.Context(), somebody, Budget(time.Millisecond))
 			require.Error(t, err)
@@ -78,6 +80,10 @@ func TestRetryAfterInThreeForms(t *testing.T) {
 		{"Retry-After", "-1", 0}, {"Retry-After", "soon", 0}, {"Retry-After", "1e300", 0}, {"Retry-After-Ms", "NaN", 0},
 	} {
 		require.Equal(t, c.want, retryAfter(http.Header{c.name: {c.value}}, now), c.value)
+	}
+	for _, unclear := range []string{"soon", "0", "-1", "1e12", "NaN", ""} {
+		h := http.Header{"Retry-After-Ms": {unclear}, "Retry-After": {"7"}}
+		require.Equal(t, 7*time.Second, retryAfter(h, now), unclear)
 	}
 }
 

@@ -116,9 +116,6 @@ func (t *trip) awaitBody(call *callContext, req *http.Request, e entry) error {
 	}, func(r result) { read <- r })
 	select {
 	case r := <-read:
-		if r.panicked || r.exited {
-			closeBody(req)
-		}
 		_, err := r.deliver()
 		t.payload = payload
 		return err

@@ -32,8 +32,9 @@ type Payload struct {
 	source  io.Closer
 }
 
-// Read takes rc into memory, up to limit bytes. It closes rc as soon as it has all of it, and otherwise when the last
-// holder releases the payload; the caller of Read is the first. size is the Content-Length, or -1. limit < 0: no limit.
+// Read takes rc into memory, up to limit bytes. It closes rc as soon as it has all of it, also when a read panics, and
+// otherwise when the last holder releases the payload; the caller of Read is the first. size is the Content-Length, or -1.
+// limit < 0: no limit.
 func Read(rc io.ReadCloser, size, limit int64) *Payload {
 	if rc == nil || rc == http.NoBody {
 		return nil
@@ -43,7 +44,14 @@ func Read(rc io.ReadCloser, size, limit int64) *Payload {
 		p.size = -1
 	}
 	p.holders.Store(1)
+	ended := false
+	defer func() {
+		if !ended { // a panic or Goexit, after which nobody has the payload
+			p.close()
+		}
+	}()
 	data, err := readAll(rc, size, limit)
+	ended = true
 	switch {
 	case err != nil:
 		p.data, p.rest = data, failing{err}

@@ -215,7 +215,7 @@ var neverParked = []error{
 
 // wants reports whether the queue takes a failed write.
 func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) bool {
-	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) {
+	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) || unreadRefusal(a.err) != 0 {
 		return false
 	}
 	for _, never := range neverParked {

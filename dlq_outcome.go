@@ -146,7 +146,7 @@ func judge(ctx context.Context, l *Letter, a answer, work bool) (letterVerdict, 
 		return letterDone, failure{}
 	}
 	f := failureOf(a, l.effect())
-	if a.err == nil {
+	if a.err == nil || unreadRefusal(a.err) != 0 {
 		return judgeStatus(&f), f
 	}
 	var e *Error

@@ -51,6 +51,15 @@ func statusOf(err error) (status int) {
 	return status
 }
 
+// unreadRefusal is the status of an answer that refused the request and could not be read to its end; 0: err is no such
+// answer. What follows is the same as if all of it had come.
+func unreadRefusal(err error) int {
+	if code := statusOf(err); isRefusalStatus(code) && NotSent(err) && !isRefusal(err) {
+		return code
+	}
+	return 0
+}
+
 // tail is the rest of an exchange that goes on after its answer was handed up: a stream being read, or a transport that
 // has not returned though its time was up. A layer that holds something for the exchange gives it back then.
 type tail struct {

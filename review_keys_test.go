@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -115,16 +116,28 @@ func TestI08_ARefusalWhoseBodyCannotBeReadGivesTheKeyBack(t *testing.T) {
 }
 
 // With the queue, such a write is a letter that waits to be sent, not one in doubt.
-func TestI08_ARefusalWhoseBodyCannotBeReadIsNoDoubtOfItsLetter(t *testing.T) {
+// It is no more for the queue than one that can be read.
+func TestI08_ARefusalWhoseBodyCannotBeReadMakesNoLetter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 50}})
-		p := &phone{before: func(*http.Request, int) (*http.Response, error) {
-			return reply(403, strings.Repeat("x", 100)), nil
+		answers := []int{403, 503, 503, 503, 404}
+		p := &phone{before: func(_ *http.Request, n int) (*http.Response, error) {
+			code := answers[n-1]
+			if code == 503 {
+				return nil, MarkNotSent(errors.New("no line"))
+			}
+			return reply(code, strings.Repeat("x", 100)), nil
 		}}
 		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.NotErrorIs(t, err, ErrParked)
+		require.True(t, NotSent(err))
+		require.Zero(t, s.DLQ.Stats().Letters)
+
+		_, err = dial(t.Context(), t, s.Wrap(p), "k", dialBody)
 		require.ErrorIs(t, err, ErrParked)
-		require.False(t, InDoubt(err))
-		require.Zero(t, s.DLQ.Stats().InDoubt)
+		time.Sleep(time.Minute)
+		s.DLQ.Redrive(t.Context())
+		require.Equal(t, "poison", s.DLQ.List(LetterFilter{})[0].ParkedReason, "the same request gets the same answer")
 		closeStack(t, s)
 	})
 }

@@ -145,7 +145,9 @@ func (i *Idempotency) intend(f *flight) (Record, error) {
 	if e.kind == eventResend {
 		epoch++
 	}
-	f.rec = i.record(f, Record{}, epoch, answerReceipt{kind: answerRefused, cause: "not_sent"})
+	if known := i.record(f, Record{}, epoch, answerReceipt{kind: answerRefused, cause: "not_sent"}); known.State != KeyFree {
+		f.rec = known // else the store says nothing at all, and it stays as it was
+	}
 	return rec, i.storeFailed(f, err)
 }
 

@@ -141,7 +141,7 @@ func (s *Store) do(ctx context.Context, size int, run func(b *batch) error) erro
 	select {
 	case <-w.done:
 	case s.turn <- struct{}{}:
-		s.commitUntil(w)
+		s.commitUntil(ctx, w)
 		<-s.turn
 	case <-ctx.Done():
 		if s.withdraw(w) {
@@ -162,13 +162,17 @@ func (s *Store) withdraw(w *work) bool {
 	return i >= 0
 }
 
-// commitUntil commits what is queued until w is done. The turn is the caller's.
-func (s *Store) commitUntil(w *work) {
+// commitUntil commits what is queued until w is done, or ctx has ended before it was begun. The turn is the caller's.
+func (s *Store) commitUntil(ctx context.Context, w *work) {
 	for {
 		select {
 		case <-w.done:
 			return
 		default:
+		}
+		if ctx.Err() != nil && s.withdraw(w) {
+			w.err = context.Cause(ctx)
+			return
 		}
 		s.commit(s.next())
 	}

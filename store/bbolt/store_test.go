@@ -271,6 +271,38 @@ func TestQueue_ACommitThatHasBegunIsWaitedFor(t *testing.T) {
 	})
 }
 
+// Who commits for those before it withdraws its own write, too, when its context ends before the write's turn has come.
+func TestQueue_WhoCommitsForOthersWithdrawsToo(t *testing.T) {
+	path := keysFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, Options{})
+		require.NoError(t, err)
+		release := make(chan struct{})
+		before := &work{size: maxBatchBytes, run: func(*batch) error { <-release; return nil }, done: make(chan struct{})}
+		s.queue = append(s.queue, before) // its writer has not come to ask for the turn yet
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error)
+		go func() {
+			rec := claim("key", "a")
+			rec.Body = []byte("too much for the commit of the other")
+			_, swapped, err := s.CompareAndSwap(ctx, 0, rec)
+			if swapped {
+				err = errors.Join(err, errors.New("swapped"))
+			}
+			result <- err
+		}()
+		synctest.Wait()
+		cancel()
+		close(release)
+		require.EqualError(t, <-result, context.Canceled.Error())
+		<-before.done
+		require.NoError(t, before.err)
+		require.Zero(t, s.Stats().Queued)
+		swap(t, s, 0, claim("key", "b")) // the turn was given back
+		require.NoError(t, s.Close())
+	})
+}
+
 // A single writer commits at once, by itself: there is nobody to hand the work to, and no timer.
 func TestQueue_SingleWriterWaitsForNobody(t *testing.T) {
 	path := keysFile(t)

@@ -51,6 +51,9 @@ func (s *Store) CompareAndSwap(ctx context.Context, old uint64, rec resilience.R
 	if n := len(rec.ID); n == 0 || n > maxID {
 		return 0, false, fmt.Errorf("Record.ID: must have 1 to %d bytes, got %d", maxID, n)
 	}
+	if len(rec.Body) > maxBody {
+		return 0, false, fmt.Errorf("Record.Body: must have at most %d bytes, got %d", maxBody, len(rec.Body))
+	}
 	// Who comes too late need not wait for a commit to hear it.
 	if current, err := s.Load(ctx, rec.ID); err != nil || current.Version != old {
 		return 0, false, err

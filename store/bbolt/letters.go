@@ -27,6 +27,9 @@ type letters struct{ store *Store }
 
 // Put implements [resilience.LetterStore]: when it returns nil the letter is on the disk.
 func (l letters) Put(ctx context.Context, letter resilience.Letter) error {
+	if len(letter.Body) > maxBody {
+		return fmt.Errorf("Letter.Body: must have at most %d bytes, got %d", maxBody, len(letter.Body))
+	}
 	value := encodeLetter(letter)
 	return l.do(ctx, letter.ID, len(value), func(b *batch) error {
 		bucket, err := b.tx.CreateBucketIfNotExists(bucketLetters)

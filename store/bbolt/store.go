@@ -97,8 +97,12 @@ func (o Options) withDefaults() (Options, error) {
 	return o, errors.Join(faults...)
 }
 
-// maxID bounds ids; the library's own have 26 bytes.
-const maxID = 1024
+const (
+	// maxID bounds ids; the library's own have 26 bytes.
+	maxID = 1024
+	// maxBody bounds bodies. One that bbolt could not hold would end the commit that it is in, and with it the store.
+	maxBody = 1 << 30
+)
 
 var (
 	bucketMeta      = []byte("meta")

@@ -562,6 +562,20 @@ func TestIDs(t *testing.T) {
 	swap(t, s, 0, claim(strings.Repeat("x", maxID), "a"))
 }
 
+// What bbolt cannot hold is refused to who brings it, and ends nobody else's writes.
+func TestBodies_TooLarge(t *testing.T) {
+	s := open(t, keysFile(t), Options{})
+	huge := make([]byte, maxBody+1) // nothing touches it, so it costs nothing
+	rec := claim("key", "a")
+	rec.Body = huge
+	_, swapped, err := s.CompareAndSwap(t.Context(), 0, rec)
+	require.ErrorContains(t, err, "Record.Body")
+	require.False(t, swapped)
+	require.ErrorContains(t, s.Letters().Put(t.Context(), resilience.Letter{ID: "x", Body: huge}), "Letter.Body")
+	require.NoError(t, s.Stats().Broken)
+	swap(t, s, 0, claim("key", "a"))
+}
+
 // Nothing that was given to the store waits in a goroutine of it.
 func TestNoGoroutines(t *testing.T) {
 	path := keysFile(t)

@@ -239,6 +239,32 @@ func TestSkipCheck_DamageShowsWhenRead(t *testing.T) {
 	swap(t, s, rec.Version, claim("good", "b"))
 }
 
+// Nor is what should be looked after left out of the list of it.
+func TestSkipCheck_UnsettledLeavesNothingOut(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(tx *bbolt.Tx) error
+		want error
+	}{
+		"no record": {func(tx *bbolt.Tx) error { return tx.Bucket(bucketRecords).Delete([]byte("open")) }, ErrCorrupt},
+		"a record of the future": {func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketRecords).Put([]byte("open"), sealed("open", []byte{2, 1, 1, 1}))
+		}, ErrNewer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := keysFile(t)
+			s, err := Open(path, Options{})
+			require.NoError(t, err)
+			swap(t, s, 0, claim("open", "a"))
+			require.NoError(t, s.Close())
+			edit(t, path, c.edit)
+			s = open(t, path, Options{SkipCheck: true})
+			page, _, err := s.Unsettled(t.Context(), "", 10)
+			require.ErrorIs(t, err, c.want)
+			require.Empty(t, page)
+		})
+	}
+}
+
 // A page of an open file that cannot be read any more, as when the file was cut off, is an error and not the end of the
 // process, and no call after it hangs.
 func TestLoad_PageThatCannotBeRead(t *testing.T) {

@@ -85,11 +85,8 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MaxKeys == 0 {
 		o.MaxKeys = resilience.DefaultMaxKeys
 	}
-	switch o.LockTimeout {
-	case 0:
+	if o.LockTimeout == 0 { // which bbolt takes for patience without end
 		o.LockTimeout = time.Second
-	case -1:
-		o.LockTimeout = 1 // bbolt takes zero for patience without end
 	}
 	if o.Mode == 0 {
 		o.Mode = 0o600

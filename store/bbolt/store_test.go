@@ -193,6 +193,7 @@ func TestQueue_WithdrawAndClose(t *testing.T) {
 		go func() { closed <- s.Close() }()
 		require.ErrorIs(t, <-results, resilience.ErrClosed)
 		synctest.Wait()
+		require.Zero(t, s.Stats().Queued)
 		select {
 		case <-closed:
 			t.Fatal("Close did not wait for the commit under way")

@@ -38,6 +38,7 @@ func (s *suite) sweep(t *testing.T) {
 	for _, state := range finished {
 		put(state, past, true)
 		put(state, s.now(st), true) // it may go at once
+		put(state, time.Time{}, true)
 		put(state, future, false)
 		put(state, st.Now().Add(73*365*24*time.Hour), false)
 	}

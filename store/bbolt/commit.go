@@ -113,10 +113,7 @@ func (b *batch) put(current, rec resilience.Record) (version uint64, err error) 
 		b.open++
 		return version, b.unsettled.Put(id, nil)
 	}
-	if k := expiryOf(rec); k != nil {
-		return version, b.expires.Put(k, nil)
-	}
-	return version, nil
+	return version, b.expires.Put(expiryKey(rec.Expires, rec.ID), nil)
 }
 
 // unlist takes a record out of the two lists.
@@ -125,10 +122,7 @@ func (b *batch) unlist(current resilience.Record) error {
 		b.open--
 		return b.unsettled.Delete([]byte(current.ID))
 	}
-	if k := expiryOf(current); k != nil {
-		return b.expires.Delete(k)
-	}
-	return nil
+	return b.expires.Delete(expiryKey(current.Expires, current.ID))
 }
 
 // do has something done in a commit, and returns when that is on the disk.

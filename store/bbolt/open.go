@@ -222,8 +222,8 @@ func check(tx *bbolt.Tx) error {
 		newest = max(newest, rec.Version)
 		if !finished(rec) {
 			unsettled.add(seed, k)
-		} else if e := expiryOf(rec); e != nil {
-			expires.add(seed, e)
+		} else {
+			expires.add(seed, expiryKey(rec.Expires, rec.ID))
 		}
 		return nil
 	})

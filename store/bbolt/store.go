@@ -328,14 +328,6 @@ func expiryKey(at time.Time, id string) []byte {
 	return append(k, id...)
 }
 
-// expiryOf is where the record stands in the expiry bucket; nil: nowhere.
-func expiryOf(rec resilience.Record) []byte {
-	if !finished(rec) || rec.Expires.IsZero() {
-		return nil
-	}
-	return expiryKey(rec.Expires, rec.ID)
-}
-
 func finished(rec resilience.Record) bool {
 	return rec.State == resilience.KeyConfirmed || rec.State == resilience.KeyNotApplied
 }

@@ -59,7 +59,7 @@ func requireSoundOrRefused(t *testing.T, content []byte, want map[string]string,
 	require.NoError(t, os.WriteFile(path, content, 0o600))
 	s, err := Open(path, Options{})
 	if err != nil {
-		require.True(t, isDamage(err), "%s: %v", what, err)
+		require.True(t, errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNewer), "%s: %v", what, err)
 		after, err := os.ReadFile(path) //nolint:gosec // a temporary file
 		require.NoError(t, err)
 		require.Equal(t, content, after, "%s: a file that was refused was changed", what)
@@ -175,6 +175,8 @@ func TestOpen_ListsThatDoNotFit(t *testing.T) {
 		"record of the future": {func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketRecords).Put([]byte("done"), sealed("done", []byte{2, 1, 1, 1}))
 		}, ErrNewer},
+		"a format of nothing":   {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyFormat, []byte{0}) }, ErrCorrupt},
+		"two formats":           {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyFormat, []byte{1, 1}) }, ErrCorrupt},
 		"no format":             {func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keyFormat) }, ErrCorrupt},
 		"nothing changed, fits": {func(*bbolt.Tx) error { return nil }, nil},
 	} {

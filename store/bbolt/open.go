@@ -260,6 +260,3 @@ func (t *tally) add(seed maphash.Seed, k []byte) {
 	t.n++
 	t.sum += maphash.Bytes(seed, k)
 }
-
-// isDamage reports whether an error of Open is about what is in the file.
-func isDamage(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNewer) }

@@ -37,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -296,7 +297,6 @@ func (s *Store) removeExpired(ctx context.Context, keys [][]byte) (removed int, 
 		return 0, nil
 	}
 	err = s.do(ctx, 0, func(b *batch) error {
-		removed = 0
 		for _, k := range keys {
 			if b.expires.Get(k) == nil {
 				continue
@@ -308,7 +308,7 @@ func (s *Store) removeExpired(ctx context.Context, keys [][]byte) (removed int, 
 			b.keys--
 			removed++
 		}
-		b.changed = b.changed || removed > 0
+		b.changed = removed > 0
 		return nil
 	})
 	if err != nil {
@@ -366,9 +366,13 @@ func (s *Store) Stats() Stats {
 	st.Queued, st.Broken = len(s.queue), s.broken
 	s.mu.Unlock()
 	_ = s.view(context.Background(), func(tx *bbolt.Tx) error { // closed: the sizes are zero
-		st.FileBytes = tx.Size()
+		info, err := os.Stat(s.db.Path())
+		if err != nil {
+			return err
+		}
+		st.FileBytes = info.Size() // of which pages from tx.Size() on were never used
 		free := s.db.Stats()
-		st.FreeBytes = int64(free.FreePageN+free.PendingPageN) * int64(s.db.Info().PageSize)
+		st.FreeBytes = int64(free.FreePageN+free.PendingPageN)*int64(s.db.Info().PageSize) + info.Size() - tx.Size()
 		return nil
 	})
 	return st

@@ -206,8 +206,11 @@ func (i *Idempotency) Intent() Layer {
 	})
 }
 
-// ID returns the id under which the store keeps a key: the marker that its requests carry.
+// ID returns the id under which the store keeps a key: the marker that its requests carry. It is "" for a nil Idempotency.
 func (i *Idempotency) ID(key string) string {
+	if i == nil {
+		return ""
+	}
 	b := make([]byte, 0, 600)
 	b = appendPart(appendPart(b, i.cfg.Namespace), strings.TrimSpace(key))
 	sum := sha256.Sum256(b)

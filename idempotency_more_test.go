@@ -283,3 +283,22 @@ func TestOneOwner_WhoJoinsARedriveThatPanicsIsInDoubt(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// Idempotency that was left out of a stack is nil, and no method of it may end the program.
+func TestIdempotency_NilIsSafe(t *testing.T) {
+	s := newStack(t, Config{Idempotency: IdempotencyConfig{Off: true}})
+	keys := s.Idempotency
+	require.Nil(t, keys)
+	require.Empty(t, keys.ID("k"))
+	record, err := keys.Lookup(t.Context(), "k")
+	require.NoError(t, err)
+	require.Equal(t, KeyFree, record.State)
+	unsettled, err := keys.Unsettled(t.Context(), 1)
+	require.NoError(t, err)
+	require.Empty(t, unsettled)
+	require.Error(t, keys.Resolve(t.Context(), "k", Resolution{State: KeyNotApplied, Reason: "it is off"}), "nothing was resolved")
+	require.NoError(t, keys.Observe(t.Context(), Evidence{ID: "x"}))
+	require.NoError(t, keys.Forget(t.Context(), "k"))
+	require.Zero(t, keys.Stats())
+	closeStack(t, s)
+}

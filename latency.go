@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Latency describes how long calls of one class took, from the caller's side.
+// Latency describes how long calls of one class took since the stack was made, from the caller's side.
 type Latency struct {
 	Count         uint64
 	Mean          time.Duration

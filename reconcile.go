@@ -89,7 +89,7 @@ func (i *Idempotency) announce(rec Record) {
 }
 
 // Lookup returns the record of a key: its state, times, attempts, call id and the next planned look-up. A key that is
-// not known has State KeyFree, which is no error.
+// not known has State KeyFree, which is no error; a store that fails is ErrStore.
 func (i *Idempotency) Lookup(ctx context.Context, key string) (Record, error) {
 	if i == nil {
 		return Record{}, nil
@@ -102,7 +102,7 @@ func (i *Idempotency) Lookup(ctx context.Context, key string) (Record, error) {
 }
 
 // Resolve is the operator's word on a key that is in doubt or disputed. It says what is wrong with the resolution by
-// field, and changes nothing then. A key in another state is an error that names the state.
+// field, and changes nothing then. A key in another state is an error that names the state; a store that fails is ErrStore.
 func (i *Idempotency) Resolve(ctx context.Context, key string, v Resolution) error {
 	if i == nil {
 		return errors.New("idempotency is off")
@@ -131,7 +131,8 @@ func (i *Idempotency) Resolve(ctx context.Context, key string, v Resolution) err
 }
 
 // Observe takes evidence from elsewhere: a webhook, an object that was read. Evidence about a key without a record
-// here reaches its dead letter alone. Two different results for one key make it disputed, whatever it was before.
+// here reaches its dead letter alone. Two different results for one key make it disputed, whatever it was before. What is
+// known already is no error; an Evidence without an ID is one, and so is a store that fails (ErrStore).
 func (i *Idempotency) Observe(ctx context.Context, ev Evidence) error {
 	if i == nil {
 		return nil
@@ -183,7 +184,8 @@ func (i *Idempotency) settled(rec Record) {
 }
 
 // Forget removes the record of a finished key before its time, so that the key can be used anew. A key that is not
-// finished, or that a dead letter refers to, is an error and stays.
+// finished, or that a dead letter refers to, is an error and stays; one without a record is none. A store that fails is
+// ErrStore.
 func (i *Idempotency) Forget(ctx context.Context, key string) error {
 	if i == nil {
 		return nil
@@ -333,7 +335,8 @@ func (i *Idempotency) Stats() IdempotencyStats {
 	}
 }
 
-// Unsettled lists the keys that are in doubt or disputed, at most limit of them, for health and for operators.
+// Unsettled lists the keys that are in doubt or disputed, at most limit of them (0 or less: none), for health and for
+// operators. The error is ErrStore; what was read before it comes along.
 func (i *Idempotency) Unsettled(ctx context.Context, limit int) ([]Record, error) {
 	if i == nil {
 		return nil, nil

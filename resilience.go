@@ -52,10 +52,11 @@ type Call struct {
 	Priority Priority
 	// Class picks the attempt limit. ClassUnset: request.
 	Class Class
-	// Limit bounds one attempt, connecting and reading the answer included. 0: the class decides; -1: no limit.
+	// Limit bounds one attempt, connecting and reading the answer included. 0: the class decides; -1, like all that is
+	// negative: no limit.
 	Limit time.Duration
 	// Budget bounds the caller's wait in total, queueing, backing off and all attempts included. 0: twice the attempt
-	// limit; -1: no bound.
+	// limit; -1, like all that is negative: no bound.
 	Budget time.Duration
 	// Resource names what the call reads or changes, for example "call/abc". A successful write to a resource
 	// invalidates the cached answers for it and supersedes older letters for it. Empty: none.

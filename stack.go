@@ -479,7 +479,8 @@ type Stats struct {
 	Retry       RetryStats
 	Bulkhead    BulkheadStats
 	Breaker     BreakerStats
-	// Latency is what callers waited, by class: everything included, whatever the outcome.
+	// Latency is what callers waited, by the name of the class ("request", "upload", "long-poll"): everything included,
+	// whatever the outcome. A class without calls is not there.
 	Latency map[string]Latency
 	// Calls is the number of callers on the road now.
 	Calls int

@@ -138,7 +138,7 @@ func (l *Timeout) Attempt() Layer {
 }
 
 // LimitOf returns how long one attempt of the call may take, and the name of that limit as it appears in Error.Limit.
-// -1 means no limit.
+// Negative: there is no limit.
 func (l *Timeout) LimitOf(c Call) (limit time.Duration, name string) {
 	if l == nil && c.Limit == 0 {
 		return -1, ""
@@ -159,7 +159,7 @@ func (l *Timeout) limitOf(c *Call) (time.Duration, limitKind) {
 	return l.cfg.Request, limitRequest
 }
 
-// BudgetOf returns how long the caller of c waits at most; -1 means no bound.
+// BudgetOf returns how long the caller of c waits at most; negative: there is no bound.
 func (l *Timeout) BudgetOf(c Call) time.Duration {
 	if l == nil && c.Budget == 0 {
 		return -1

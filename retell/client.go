@@ -54,12 +54,12 @@ type options struct {
 // before the path of every request.
 func WithBaseURL(u string) Option { return func(o *options) { o.baseURL = u } }
 
-// WithTransport puts the layers around rt instead of a fresh HTTP/1.1 transport. All that the client sends goes through it:
-// look-ups, the health probe, and redrives of letters from an earlier run as well. What Stack().Wrap is given serves only the
-// requests that come through that Wrap.
+// WithTransport puts the layers around rt. nil, the default, is a fresh HTTP/1.1 transport. All that the client sends goes
+// through it: look-ups, the health probe, and redrives of letters from an earlier run as well. What Stack().Wrap is given
+// serves only the requests that come through that Wrap.
 func WithTransport(rt http.RoundTripper) Option { return func(o *options) { o.transport = rt } }
 
-// WithUserAgent sets the User-Agent header.
+// WithUserAgent sets the User-Agent header. Default: "retell-resilience-go".
 func WithUserAgent(s string) Option { return func(o *options) { o.userAgent = s } }
 
 // WithConfig builds the layers by cfg instead of [Config]. Functions that are nil in it (Describe, Fallback.Cacheable,

@@ -18,11 +18,11 @@ type WebhookConfig struct {
 	// returns nil, the event is Retell's no more: store it, or put it in a queue, before that. An error makes Retell send
 	// the event again, three times at most. It may be called for several events at the same time.
 	Handle func(ctx context.Context, e *WebhookEvent) error
-	// MaxBytes bounds a body; a call_ended has the whole transcript in it. 0: 8 MiB.
+	// MaxBytes bounds a body; a call_ended has the whole transcript in it. 0 or less: 8 MiB.
 	MaxBytes int64
-	// Remember is how long an event is recognised that comes again. 0: 24 h.
+	// Remember is how long an event is recognised that comes again. 0 or less: 24 h.
 	Remember time.Duration
-	// MaxRemembered bounds how many events are remembered; the oldest go first. 0: 10,000.
+	// MaxRemembered bounds how many events are remembered; the oldest go first. 0 or less: 10,000.
 	MaxRemembered int
 	// OnError hears of webhooks that were refused and of errors of Handle; a bad signature, a body that cannot be read. Its
 	// argument has no personal data unless Handle put it there. nil: nobody.

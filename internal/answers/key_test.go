@@ -127,3 +127,42 @@ func TestTheHeadersOfTheLastRequestAreMistakenForNoOthers(t *testing.T) {
 	}
 	require.Greater(t, again, 1000, "the same headers came again")
 }
+
+// Each part of a request counts, also where the others are the same.
+func TestEachPartOfARequestCounts(t *testing.T) {
+	names := []string{"Authorization"}
+	part := func(method string, change func(*http.Request)) string {
+		req := getOf(t, "http://h/p", nil)
+		change(req)
+		return keyOf("op", method, req, names, nil)
+	}
+	same := part("GET", func(*http.Request) {})
+	require.NotEqual(t, same, part("HEAD", func(*http.Request) {}))
+	require.NotEqual(t, same, part("GET", func(r *http.Request) { r.URL.Host, r.Host = "other", "other" }))
+	odd := part("GET", func(r *http.Request) { r.Host = "odd" })
+	require.NotEqual(t, odd, part("GET", func(r *http.Request) { r.Host = "odd"; r.URL.Opaque = "//x" }))
+	require.NotEqual(t, odd, part("GET", func(r *http.Request) { r.Host = "odd"; r.URL.RawPath = "/%70" }))
+	user := func(r *http.Request) { r.URL.User = url.User("u") }
+	require.Zero(t, same[0]&hasUser)
+	require.NotZero(t, part("GET", user)[0]&hasUser, "no header can be taken for the user")
+}
+
+// What one part holds cannot stand for the next: callers choose queries, bodies and parameters.
+func TestAPartOfAKeyCannotStandForAnother(t *testing.T) {
+	keys := NewKeys(nil)
+	plain := keys.Of(nil, "", "GET", getOf(t, "http://h/p", nil), nil)
+	require.NotEqual(t, string(plain), string(keys.OfWork(nil, "", plain[1:])), "parameters for a request")
+
+	none := keyOf("", "", getOf(t, "http://h/p", nil), nil, []byte("\x00\x00\x00X"))
+	for _, query := range []string{"?&", "?&&", "?&&&"} {
+		for n := range 4 {
+			k := keyOf("", "", getOf(t, "http://h/p"+query, nil), nil, []byte(strings.Repeat("\x00", n)+"X"))
+			require.NotEqual(t, none, k, "a body for a query")
+		}
+	}
+
+	names := []string{"Authorization", "Cookie"}
+	header := func(h http.Header) string { return keyOf("", "", getOf(t, "http://h/p", h), names, nil) }
+	require.NotEqual(t, header(http.Header{"Authorization": {"x"}, "Cookie": {"abc"}}),
+		header(http.Header{"Authorization": {"x", "\x03abc"}}), "one header for two")
+}

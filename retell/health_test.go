@@ -100,6 +100,7 @@ func TestConcurrencyIsUnknownWhereTheAPIDoesNotSay(t *testing.T) {
 		"not JSON":      saying(200, `hello`),
 		"nothing":       saying(200, `{}`),
 		"half":          saying(200, `{"concurrency_limit":20}`),
+		"other half":    saying(200, `{"current_concurrency":20}`),
 		"null":          saying(200, `{"current_concurrency":null,"concurrency_limit":20}`),
 		"another type":  saying(200, `{"current_concurrency":"5","concurrency_limit":20}`),
 		"no connection": {answer: func(*http.Request) (*http.Response, error) { return nil, io.ErrUnexpectedEOF }},

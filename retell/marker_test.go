@@ -46,6 +46,11 @@ func TestMarkBodyLeavesEveryOtherByte(t *testing.T) {
 			`{"tasks":[{"to_number":"1","metadata":{"rk_key":"` + testID + `-batch"}},{"metadata":{"a":[{}],"rk_key":"` + testID + `-batch"}}, 7]}`,
 		},
 		{"a batch without tasks", "create-batch-call", `{"tasks":"none"}`, `{"tasks":"none"}`},
+		{"a batch whose tasks are no list", "create-batch-call", `{"tasks":{"a":{"to_number":"1"}}}`, `{"tasks":{"a":{"to_number":"1"}}}`},
+		{
+			"a key that is null, and stands first", "create-phone-call", `{"idempotency_key":null,"to_number":"x"}`,
+			`{"idempotency_key":"order_4711","to_number":"x","metadata":{` + marker + `}}`,
+		},
 		{"other operations", "update-call", `not JSON`, `not JSON`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -41,7 +41,7 @@ func (p *Page[T]) UnmarshalJSON(data []byte) error {
 		Total         *int              `json:"total"`
 	}
 	var err error
-	if trimmed := bytes.TrimSpace(data); len(trimmed) > 0 && trimmed[0] == '[' {
+	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("[")) {
 		err = json.Unmarshal(data, &shape.Items)
 	} else {
 		err = decodeLenient(data, &shape)

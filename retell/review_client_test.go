@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -286,4 +288,81 @@ func TestTheErrorOfAFallbackIsItsOwn(t *testing.T) {
 	require.ErrorIs(t, err, mine)
 	require.ErrorIs(t, err, down)
 	require.NotContains(t, err.Error(), "neither an answer nor an error")
+}
+
+// Values of another kind than expected leave nothing behind of what was there before.
+func TestAValueThatIsDecodedAgainIsReplaced(t *testing.T) {
+	version := VersionLatest
+	vars, meta, page := Variables{"a": "b"}, Metadata{"a": "b"}, Page[Call]{Items: []*Call{{CallID: "old"}}}
+	for _, again := range []string{`null`, `[1]`, `7.5.`} {
+		_ = version.UnmarshalJSON([]byte(again))
+		_ = vars.UnmarshalJSON([]byte(again))
+		_ = meta.UnmarshalJSON([]byte(again))
+		require.True(t, version.IsZero() && vars == nil && meta == nil, again)
+		version, vars, meta = VersionLatest, Variables{"a": "b"}, Metadata{"a": "b"}
+	}
+	require.NoError(t, page.UnmarshalJSON([]byte(` [{"call_id":"new"}]`)))
+	require.Len(t, page.Items, 1)
+	require.Equal(t, "new", page.Items[0].CallID)
+	require.Error(t, page.UnmarshalJSON(nil))
+}
+
+// A page that says there is more, and not where, does not lead back to the first.
+func TestAListDoesNotBeginAnew(t *testing.T) {
+	rt, asked := pagesOf(`{"items":[{}],"has_more":true,"pagination_key":"p2"}`, `{"items":[{}],"has_more":true}`)
+	n, err := walk(bare(t, rt).Calls.List(t.Context(), ListCallsParams{}))
+	require.Equal(t, 2, n)
+	require.ErrorIs(t, err, ErrBadAnswer)
+	require.Len(t, *asked, 2)
+}
+
+func TestAnAnswerWithoutAnIDSaysSo(t *testing.T) {
+	_, err := bare(t, answering(201, `{"call_id":""}`, nil)).Calls.CreatePhoneCall(t.Context(), somebody)
+	require.ErrorContains(t, err, "create-phone-call: status 201: the id is missing: "+ErrBadAnswer.Error())
+}
+
+func TestWhichKeysRetellTakes(t *testing.T) {
+	allowed := regexp.MustCompile(`^[A-Za-z0-9_-]{5,255}$`)
+	for b := range 256 {
+		key := "order" + string([]byte{byte(b)})
+		require.Equal(t, allowed.MatchString(key), fitsServerKey(key), "%q", key)
+	}
+	for n, fits := range map[int]bool{0: false, 4: false, 5: true, 255: true, 256: false} {
+		require.Equal(t, fits, fitsServerKey(strings.Repeat("k", n)), n)
+	}
+}
+
+// What is marked is read and closed, and no header says how long it was.
+func TestMarkTakesTheBodyOver(t *testing.T) {
+	body := &watched{Reader: strings.NewReader(`{}`)}
+	req := newRequest("POST", "/create-chat")
+	req.Body = body
+	req.Header.Set("Content-Length", "2")
+	require.NoError(t, new(reconciler).Mark(req, "order_4711"))
+	require.True(t, body.yes)
+	require.Empty(t, req.Header.Get("Content-Length"))
+	data, err := io.ReadAll(req.Body)
+	require.NoError(t, err)
+	require.Equal(t, int64(len(data)), req.ContentLength)
+	again, err := req.GetBody()
+	require.NoError(t, err)
+	same, err := io.ReadAll(again)
+	require.NoError(t, err)
+	require.Equal(t, data, same)
+}
+
+type watched struct {
+	io.Reader
+	closed
+}
+
+func (w *watched) Read(p []byte) (int, error) { return w.Reader.Read(p) }
+
+// Without a client nothing is looked for, and a call without an id proves nothing.
+func TestNothingIsFoundWithoutAClientOrAnID(t *testing.T) {
+	ev, err := new(reconciler).Find(t.Context(), resilience.Record{ID: testID, Operation: "create-phone-call"})
+	require.NoError(t, err)
+	require.Empty(t, ev.Calls)
+	_, ok := foundIn(&Call{Metadata: Metadata{"rk_key": testID}})
+	require.False(t, ok)
 }

@@ -51,9 +51,7 @@ func (m *Metadata) UnmarshalJSON(data []byte) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
 	var out map[string]any
-	if d.Decode(&out) != nil {
-		out = nil
-	}
+	_ = d.Decode(&out) // nil for anything else
 	*m = out
 	return nil
 }

@@ -70,16 +70,16 @@ func (s *Store[ID, L]) find(k Key) *entry[ID, L] {
 
 // put keeps the answer to a call that is on its way. One that is larger than the store, or that a write has overtaken, is
 // not kept.
-func (s *Store[ID, L]) put(call *Call[ID, L], a *Answer, now time.Time) (kept bool) {
+func (s *Store[ID, L]) put(call *Call[ID, L], a *Answer, now time.Time) {
 	s.expire(now, 2) // more than is put, so that what has expired always leaves, without a read or a sweep
 	if call.overtaken() {
 		s.stats.Invalidated++
-		return false
+		return
 	}
 	e := call.entry
 	size := a.Size() + int64(len(e.key))
 	if s.maxBytes >= 0 && size > s.maxBytes {
-		return false
+		return
 	}
 	if e.answer != nil && e.node != call.node {
 		s.remove(e)
@@ -103,7 +103,6 @@ func (s *Store[ID, L]) put(call *Call[ID, L], a *Answer, now time.Time) (kept bo
 		s.stats.Evicted++
 	}
 	s.stats.Stored++
-	return true
 }
 
 func first[ID comparable, L any](entries *list.List) *entry[ID, L] {

@@ -468,3 +468,80 @@ func TestTheSameValueIsNotEncodedAgain(t *testing.T) {
 		finish(s, call, nil, time.Time{})
 	}
 }
+
+func TestAnAnswerThatFillsTheStoreIsKept(t *testing.T) {
+	now, a := time.Now(), answerOf(t, 100)
+	for room, kept := range map[int64]bool{0: true, -1: false} {
+		s := newStore(a.Size()+int64(len(keyFor(1)))+room, time.Hour)
+		require.Equal(t, kept, finish(s, s.Begin(keyFor(1), "call"), a, now))
+	}
+}
+
+func TestAnAnswerThatAWriteHasOvertakenIsCounted(t *testing.T) {
+	s := newStore(-1, time.Hour)
+	call := s.Begin(keyFor(1), "call/abc")
+	s.Invalidate("call/abc")
+	require.False(t, finish(s, call, answerOf(t, 1), time.Now()))
+	require.Equal(t, uint64(1), s.Stats().Invalidated)
+}
+
+// The wait after failures is that of failures in a row, and there is nothing to renew where nothing is kept.
+func TestARefreshThatWorkedForgetsTheFailuresBefore(t *testing.T) {
+	s, now, k := newStore(-1, time.Hour), time.Now(), keyFor(1)
+	require.False(t, s.BeginRefresh(k, now))
+	s.EndRefresh(k, now, true)
+	renew := func() { finish(s, s.Begin(k, "call"), answerOf(t, 1), now) }
+	renew()
+	fail := func() (wait time.Duration) {
+		require.True(t, s.BeginRefresh(k, now))
+		require.False(t, s.BeginRefresh(k, now), "one at a time")
+		s.EndRefresh(k, now, true)
+		for !s.BeginRefresh(k, now.Add(wait)) {
+			wait += time.Second
+		}
+		s.EndRefresh(k, now.Add(wait), false)
+		now = now.Add(wait)
+		return wait
+	}
+	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+		require.Equal(t, want*time.Second, fail())
+	}
+	require.True(t, s.BeginRefresh(k, now))
+	renew() // by the refresh
+	require.False(t, s.BeginRefresh(k, now), "it is not over")
+	s.EndRefresh(k, now, false)
+	require.Equal(t, time.Second, fail())
+}
+
+func TestWhatAnAnswerVariesBy(t *testing.T) {
+	for vary, ok := range map[string]bool{"": true, "Accept": true, "accept, ,": true, "Accept, X-Other": false, "*": false, " , ": true} {
+		resp := response(1)
+		resp.Header = http.Header{"Vary": {vary}}
+		_, got := Take(resp, []string{"Accept"})
+		require.Equal(t, ok, got, vary)
+	}
+}
+
+// Who shares a call gets the cookie that it brought; later it would undo newer ones.
+func TestACookieIsSetOnce(t *testing.T) {
+	resp := response(1)
+	resp.Header = http.Header{"Set-Cookie": {"a=1"}}
+	a, ok := Take(resp, nil)
+	require.True(t, ok)
+	require.Equal(t, []string{"a=1"}, a.Response(nil, false).Header["Set-Cookie"])
+	require.Empty(t, a.Response(nil, true).Header["Set-Cookie"])
+}
+
+// An answer that is dropped counts, and its resource is forgotten with it, also by a write below that nobody has read.
+func TestADroppedAnswerLeavesNothingBehind(t *testing.T) {
+	s, now := newStore(-1, time.Hour), time.Now()
+	require.True(t, finish(s, s.Begin(keyFor(1), "call"), answerOf(t, 1), now))
+	s.Invalidate("call/abc")
+	require.Equal(t, uint64(1), s.Stats().Invalidated)
+	requireEmpty(t, s)
+	require.True(t, finish(s, s.Begin(keyFor(1), "call"), answerOf(t, 1), now))
+	s.Drop(keyFor(1))
+	s.Drop(keyFor(1))
+	require.Equal(t, uint64(2), s.Stats().Invalidated)
+	requireEmpty(t, s)
+}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/retell-resilience/resilience/internal/body"
@@ -109,9 +111,9 @@ func (t *trip) awaitBody(call *callContext, req *http.Request, e entry) error {
 	}
 	defer t.waited()
 	var payload *body.Payload
-	read := make(chan result, 1)
+	source, read := &closedOnce{ReadCloser: req.Body}, make(chan result, 1)
 	go capture(func() (*http.Response, error) {
-		payload = body.Read(req.Body, req.ContentLength, e.maxBody)
+		payload = body.Read(source, req.ContentLength, e.maxBody)
 		return nil, nil //nolint:nilnil // only how it ended counts
 	}, func(r result) { read <- r })
 	select {
@@ -120,13 +122,20 @@ func (t *trip) awaitBody(call *callContext, req *http.Request, e entry) error {
 		t.payload = payload
 		return err
 	case <-call.Done():
-		go func() {
-			closeBody(req) // which ends most reads
-			<-read
-			payload.Release()
-		}()
+		go func() { _ = source.Close() }() // which ends most reads
 		return t.gone(call, "stack")
 	}
+}
+
+// closedOnce is a body that is closed by whoever comes first: its reader, or a caller whose time is up.
+type closedOnce struct {
+	io.ReadCloser
+	once sync.Once
+}
+
+func (c *closedOnce) Close() (err error) {
+	c.once.Do(func() { err = c.ReadCloser.Close() })
+	return err
 }
 
 // begin makes the call's context out of the caller's.

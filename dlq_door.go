@@ -33,7 +33,7 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	resp, err := next.travel(ctx, t, req)
 	ended = true
 	if err == nil && resp.StatusCode < http.StatusInternalServerError && !d.outlives(held, resp.StatusCode) {
-		d.succeeded(t, held, resp.StatusCode)
+		d.succeeded(t, req, held, resp.StatusCode)
 		return resp, nil
 	}
 	return d.failed(ctx, t, req, held, answer{resp, err})
@@ -121,7 +121,9 @@ func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
 }
 
 // succeeded settles what letters a write that worked leaves behind.
-func (d *DLQ) succeeded(t *trip, held holding, status int) {
+func (d *DLQ) succeeded(t *trip, req *http.Request, held holding, status int) {
+	sent, _ := t.payload.Bytes()
+	changed := partsOf(t.call.Resource, methodOf(req), sent)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if t.key != "" {
@@ -133,7 +135,7 @@ func (d *DLQ) succeeded(t *trip, held holding, status int) {
 		}
 	}
 	if status/100 == 2 {
-		d.supersede(t.call.Resource, held.began)
+		d.supersede(t.call.Resource, changed, held.began)
 	}
 }
 

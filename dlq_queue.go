@@ -122,7 +122,7 @@ func (d *DLQ) place(l *Letter, road leg) (placed, error) {
 	if !d.mayFit(l.size()) {
 		return placed{}, errNoRoom
 	}
-	late := !l.Superseded && d.overtaken(l.Call.Resource, l.First)
+	late := !l.Superseded && d.overtaken(l.Call.Resource, partsOf(l.Call.Resource, l.Method, l.Body), l.First)
 	l.Superseded = l.Superseded || late
 	s := d.box.expect(l, road)
 	if d.journal == nil && !d.land(s, l.Cause) {
@@ -296,7 +296,7 @@ func (d *DLQ) join(s *letterSlot, l *Letter) placed {
 		d.failAgain(old, last, l.InDoubt, true)
 		old.Next = later(old.Next, l.Next) // the other side may have said when to come again
 		old.DoubtSince = later(old.DoubtSince, l.DoubtSince)
-		old.Superseded = old.Superseded || d.overtaken(l.Call.Resource, later(old.First, l.First))
+		old.Superseded = old.Superseded || d.overtaken(l.Call.Resource, s.parts, later(old.First, l.First))
 	})
 	d.tell(EventLetterAdded, s.letter, "merged")
 	d.wake()
@@ -342,7 +342,7 @@ func (d *DLQ) merge(held holding, f failure, own bool) placed {
 		}
 		d.failAgain(l, f.attempt(time.Now()), f.doubt, !f.refused)
 		l.Next = l.Last.Add(max(d.backoff(l.Attempts), f.after))
-		l.Superseded = l.Superseded || d.overtaken(l.Call.Resource, held.began)
+		l.Superseded = l.Superseded || d.overtaken(l.Call.Resource, s.parts, held.began)
 	})
 	if !own {
 		d.tell(EventLetterAdded, s.letter, "merged")
@@ -381,7 +381,7 @@ func (d *DLQ) ack(s *letterSlot, cause string, status int) {
 // found removes a letter whose write was found to have happened: older ones of its resource must not undo it.
 func (d *DLQ) found(s *letterSlot) {
 	d.ack(s, "settled", 0)
-	d.supersede(s.letter.Call.Resource, s.letter.First)
+	d.supersede(s.letter.Call.Resource, s.parts, s.letter.First)
 }
 
 // roomCame lets the first of those who wait for room try.

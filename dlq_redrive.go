@@ -346,7 +346,7 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure, status int) Redriv
 	if v == letterDone {
 		d.tell(EventLetterRedriven, s.letter, "done")
 		d.ack(s, "redriven", status)
-		d.supersede(ls.letter.Call.Resource, ls.letter.First)
+		d.supersede(ls.letter.Call.Resource, s.parts, ls.letter.First)
 		result.Status = RedriveDone
 		return result
 	}

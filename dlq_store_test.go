@@ -308,7 +308,7 @@ func TestDLQStore_EveryChangeIsWrittenAndTheLastStateWins(t *testing.T) {
 			d.settle("k", keyNews{verdict: keyNotApplied})
 		}
 		require.False(t, same().InDoubt)
-		d.supersede("", time.Now())
+		d.supersede("", "", time.Now())
 		require.NoError(t, d.Delete(id, ""))
 		require.Empty(t, s.ids(), "Delete returns when it is gone")
 		require.Zero(t, d.Stats().Unwritten)
@@ -745,7 +745,7 @@ func TestDLQStore_WritersAreBounded(t *testing.T) {
 		}
 		wg.Wait()
 		d.mu.Lock()
-		d.supersede("r", time.Now().Add(time.Hour))
+		d.supersede("r", "", time.Now().Add(time.Hour))
 		d.mu.Unlock()
 		onDisk(t, d)
 		require.Equal(t, letterWriters, most)

@@ -1,18 +1,64 @@
 package resilience
 
 import (
+	"encoding/json"
 	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
 // How a newer write of a resource keeps older ones from undoing it.
 
+// parts are the members of its resource that a write changes, one a line; "": all of it, as far as anybody can tell. Of two
+// writes that change different members neither undoes the other, and neither has done what the other was to do.
+type parts string
+
+// partsOf reads them off a PATCH whose body is a JSON object. Without a resource nobody asks.
+func partsOf(resource, method string, body []byte) parts {
+	var members map[string]json.RawMessage
+	if resource == "" || method != http.MethodPatch || json.Unmarshal(body, &members) != nil {
+		return ""
+	}
+	names := make([]string, 0, len(members))
+	for name := range members {
+		names = append(names, strconv.Quote(name))
+	}
+	slices.Sort(names)
+	return parts(strings.Join(names, "\n"))
+}
+
+// meet reports whether two writes may change the same thing.
+func (p parts) meet(q parts) bool {
+	if p == "" || q == "" {
+		return true
+	}
+	names := strings.Split(string(q), "\n")
+	return slices.ContainsFunc(strings.Split(string(p), "\n"), func(name string) bool { return slices.Contains(names, name) })
+}
+
 // writes are the calls and redrives under way for one resource. One that fails after a newer one has worked is too late to be
 // a letter that the newer one could have superseded, and as old. A redrive is as old as its letter.
 type writes struct {
 	n      int
-	newest time.Time // when the newest of them began, ended ones included
-	worked time.Time // when the newest that worked began
+	newest time.Time           // when the newest of them began, ended ones included
+	worked time.Time           // when the newest that worked and changed all of it began
+	partly map[parts]time.Time // the same of those that changed parts of it
+}
+
+func (w *writes) works(changed parts, began time.Time) {
+	switch {
+	case w == nil: // nobody is under way who could have met it
+		return
+	case changed == "":
+		w.worked = later(w.worked, began)
+		return
+	case w.partly == nil:
+		w.partly = map[parts]time.Time{}
+	}
+	w.partly[changed] = later(w.partly[changed], began)
 }
 
 func (d *DLQ) begin(resource string, began time.Time) {
@@ -43,10 +89,20 @@ func (d *DLQ) end(resource string) {
 	delete(d.writes, resource)
 }
 
-// overtaken reports whether a write to resource that began later than that has worked, as far as it can have met it.
-func (d *DLQ) overtaken(resource string, began time.Time) bool {
+// overtaken reports whether a write to resource that began later than that has worked and meets it, as far as both can have
+// been under way together.
+func (d *DLQ) overtaken(resource string, changes parts, began time.Time) bool {
 	w := d.writes[resource]
-	return w != nil && !w.worked.IsZero() && d.box.elapsed(began) < d.box.elapsed(w.worked)
+	if w == nil {
+		return false
+	}
+	before := func(worked time.Time) bool { return d.box.elapsed(began) < d.box.elapsed(worked) }
+	for of, worked := range w.partly {
+		if before(worked) && of.meet(changes) {
+			return true
+		}
+	}
+	return before(w.worked)
 }
 
 var (
@@ -80,21 +136,29 @@ func (d *DLQ) newerUnderWay(l *Letter) bool {
 	return w != nil && d.box.elapsed(l.First) < d.box.elapsed(w.newest)
 }
 
-// supersede marks the letters for resource that are older than a write that worked. A redrive of one that still waits for
-// its turn goes home at once; one on the wire can only hope to be too late.
-func (d *DLQ) supersede(resource string, began time.Time) {
+// supersede marks the letters for resource that are older than a write that worked, and meet it.
+func (d *DLQ) supersede(resource string, changed parts, began time.Time) {
 	if resource == "" {
 		return
 	}
-	if w := d.writes[resource]; w != nil && (w.worked.IsZero() || w.worked.Before(began)) {
-		w.worked = began
-	}
-	for s := d.box.olderThan(resource, began); s != nil; s = d.box.olderThan(resource, began) {
-		d.box.change(s, func(l *Letter) { l.Superseded = true })
-		if callOff := d.running[s.token]; callOff != nil {
-			callOff(errSuperseded)
+	d.writes[resource].works(changed, began)
+	for of, q := range d.box.byResource[resource] {
+		if !of.meet(changed) {
+			continue
 		}
-		d.counters.Overtaken++
-		d.tell(EventLetterParked, s.letter, "superseded")
+		for s := d.box.olderThan(q, began); s != nil; s = d.box.olderThan(q, began) {
+			d.giveWay(s)
+		}
 	}
+}
+
+// giveWay marks a letter as superseded. A redrive of one that still waits for its turn goes home at once; one on the wire can
+// only hope to be too late.
+func (d *DLQ) giveWay(s *letterSlot) {
+	d.box.change(s, func(l *Letter) { l.Superseded = true })
+	if callOff := d.running[s.token]; callOff != nil {
+		callOff(errSuperseded)
+	}
+	d.counters.Overtaken++
+	d.tell(EventLetterParked, s.letter, "superseded")
 }

@@ -76,7 +76,8 @@ type Letter struct {
 	Parked bool
 	// ParkedReason is "attempts", "poison", "expired", "disputed" or "redacted".
 	ParkedReason string
-	// Superseded: a later write to the same resource succeeded, so the letter is kept and never sent.
+	// Superseded: a later write to the same resource succeeded, so the letter is kept and never sent: it would undo that. A
+	// PATCH that changes other members is not such a write; one that changes some of the same is.
 	Superseded bool
 	// Redacted: DLQConfig.Redact changed the request before it was exported, so it is never sent.
 	Redacted bool

@@ -17,13 +17,14 @@ import (
 // A letter in the box is never changed in place, a changed copy takes its place. So whoever read the pointer under the
 // lock may go on reading without it.
 type letterBox struct {
-	drops      bool                                          // the oldest may have to go: loose is kept
-	note       func(id string, l *Letter, fresh bool) uint64 // tells the journal; l nil: it is gone; nil: there is none
-	byID       map[string]*letterSlot
-	keyID      func(string) string                  // makes the id of a key; nil: the key itself
-	keyed      bool                                 // byKey goes by keyID
-	byKey      map[string]*letterSlot               // by the id of the key
-	byResource map[string]*heapq.Queue[*letterSlot] // oldest first; superseded letters are no longer in it
+	drops bool                                          // the oldest may have to go: loose is kept
+	note  func(id string, l *Letter, fresh bool) uint64 // tells the journal; l nil: it is gone; nil: there is none
+	byID  map[string]*letterSlot
+	keyID func(string) string    // makes the id of a key; nil: the key itself
+	keyed bool                   // byKey goes by keyID
+	byKey map[string]*letterSlot // by the id of the key
+	// by what they change, oldest first; superseded letters are no longer in it
+	byResource map[string]map[parts]*heapq.Queue[*letterSlot]
 
 	waiting  *heapq.Queue[*letterSlot] // by Next
 	ready    *heapq.Queue[*letterSlot] // was due when somebody last looked; oldest first
@@ -49,6 +50,7 @@ type letterSlot struct {
 	token  uint64 // of the lease; 0: none
 	noted  uint64 // the journal's number of the last change
 	road   leg    // by which it came; nil: the first
+	parts  parts  // what of its resource it changes
 	waits  int    // refusals and look-ups in a row, for the backoff between them
 	flying bool   // whoever holds the lease may be sending
 
@@ -64,7 +66,7 @@ func newLetterBox() *letterBox {
 		began:      time.Now(),
 		byID:       map[string]*letterSlot{},
 		byKey:      map[string]*letterSlot{},
-		byResource: map[string]*heapq.Queue[*letterSlot]{},
+		byResource: map[string]map[parts]*heapq.Queue[*letterSlot]{},
 	}
 	due := func(s *letterSlot) int64 { return b.elapsed(s.letter.Next) }
 	end := func(s *letterSlot) int64 { return b.elapsed(s.letter.Expires) }
@@ -126,6 +128,7 @@ func (b *letterBox) insert(l *Letter, road leg) { b.land(b.expect(l, road)) }
 func (b *letterBox) expect(l *Letter, road leg) *letterSlot {
 	b.seq++
 	s := &letterSlot{letter: l, size: l.size(), seq: b.seq, road: road, arrival: &arrival{over: make(chan struct{})}}
+	s.parts = partsOf(l.Call.Resource, l.Method, l.Body)
 	b.byID[l.ID], b.keys()[b.idOf(l.Key)] = s, s
 	b.coming++
 	b.comingBytes += s.size
@@ -241,10 +244,15 @@ func (b *letterBox) loosen(s *letterSlot, loose bool) {
 }
 
 func (b *letterBox) joinResource(s *letterSlot) {
-	q := b.byResource[s.letter.Call.Resource]
+	all := b.byResource[s.letter.Call.Resource]
+	if all == nil {
+		all = map[parts]*heapq.Queue[*letterSlot]{}
+		b.byResource[s.letter.Call.Resource] = all
+	}
+	q := all[s.parts]
 	if q == nil {
 		q = heapq.New(b.age, arrivedFirst, func(s *letterSlot) *int { return &s.atResource })
-		b.byResource[s.letter.Call.Resource] = q
+		all[s.parts] = q
 	}
 	q.Push(s)
 }
@@ -253,19 +261,19 @@ func (b *letterBox) leaveResource(s *letterSlot) {
 	if s.atResource == 0 {
 		return
 	}
-	q := b.byResource[s.letter.Call.Resource]
+	all := b.byResource[s.letter.Call.Resource]
+	q := all[s.parts]
 	q.Remove(s)
 	if q.Len() == 0 {
+		delete(all, s.parts)
+	}
+	if len(all) == 0 {
 		delete(b.byResource, s.letter.Call.Resource)
 	}
 }
 
-// olderThan returns one letter for resource that began before t.
-func (b *letterBox) olderThan(resource string, t time.Time) *letterSlot {
-	q := b.byResource[resource]
-	if q == nil {
-		return nil
-	}
+// olderThan returns one letter of a resource's queue that began before t.
+func (b *letterBox) olderThan(q *heapq.Queue[*letterSlot], t time.Time) *letterSlot {
 	if s, ok := q.Peek(); ok && b.elapsed(s.letter.First) < b.elapsed(t) {
 		return s
 	}

@@ -59,7 +59,8 @@ type Call struct {
 	// limit; -1, like all that is negative: no bound.
 	Budget time.Duration
 	// Resource names what the call reads or changes, for example "call/abc". A successful write to a resource
-	// invalidates the cached answers for it and supersedes older letters for it. Empty: none.
+	// invalidates the cached answers for it and supersedes older letters for it; of two PATCHes whose bodies are JSON objects,
+	// only where they have a member in common. Empty: none.
 	Resource string
 	// Params feeds the fingerprint and the cache key of a [Do]; it must encode as JSON. Not used for HTTP, where the
 	// request itself is compared.

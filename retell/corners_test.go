@@ -189,6 +189,23 @@ func TestANewVersionDoesNotSupersedeAPublish(t *testing.T) {
 	})
 }
 
+// Two updates of one agent that change different settings do not stand in for each other; one that would undo a newer one does.
+func TestAnUpdateIsSupersededByOneOfTheSameSettingsOnly(t *testing.T) {
+	for newer, effects := range map[string]int{"interruption_sensitivity": 2, "voice_id": 1} {
+		configured(t, retell.Config(), func(t *testing.T, c *retell.Client, srv *retelltest.Server) {
+			update := func(setting, key string) error {
+				_, err := retell.Do[retell.Agent](t.Context(), c, "PATCH", "/update-agent/agent_test", map[string]any{setting: nil}, retell.IdempotencyKey(key))
+				return err
+			}
+			srv.Inject("update-agent", retelltest.Refuse(), retelltest.Refuse(), retelltest.Refuse())
+			require.ErrorIs(t, update("voice_id", "older"), resilience.ErrParked)
+			require.NoError(t, update(newer, "newer"))
+			time.Sleep(30 * time.Minute)
+			require.Equal(t, effects, srv.Effects("update-agent"))
+		})
+	}
+}
+
 // Only create-phone-call has a key of Retell's: a text is never sent again on its strength.
 func TestOnlyPhoneCallsAreSentAgainUnderRetellsKey(t *testing.T) {
 	cfg := retell.Config()

@@ -93,7 +93,7 @@ func (d *DLQ) take(ctx context.Context) (*lease, RedriveResult) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed || d.hasBegunToClose() {
 		return nil, RedriveResult{Status: RedriveClosed, Err: ErrClosed}
 	}
 	d.sweep(now)

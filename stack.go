@@ -376,7 +376,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 
 // tend keeps the probe fresh and the cache small.
 func (s *Stack) tend(ctx context.Context) {
-	for {
+	for ctx.Err() == nil { // or a Run that is over before it began asks the other side
 		wait := s.health.refresh(ctx)
 		s.Fallback.sweep()
 		if wait <= 0 || wait > time.Minute {

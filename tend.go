@@ -52,7 +52,6 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		page, after, err := i.unsettled(ctx, cursor, 256)
 		if err != nil {
 			failed = err
-			i.counts.storeErrors.Add(1)
 			break
 		}
 		for _, one := range i.tendAll(ctx, page) {
@@ -66,6 +65,12 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		if cursor = after; cursor == "" || ctx.Err() != nil {
 			break
 		}
+	}
+	if ctx.Err() != nil { // not all was seen, and if something failed it was not the store
+		return next
+	}
+	if failed != nil {
+		i.counts.storeErrors.Add(1)
 	}
 	i.doubts.replace(open, began, failed != nil)
 	if err := i.sweep(ctx); err != nil {

@@ -184,3 +184,26 @@ func TestPartsOf_AreTheSameHoweverTheyAreWritten(t *testing.T) {
 	}
 	require.Empty(t, partsOf("", http.MethodPatch, []byte(`{"a":1}`)), "nobody asks")
 }
+
+// Two calls with one key fail one after the other, and between them a newer write of other members has worked.
+func TestD13_APartialWriteThatFailsTwiceWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		w := &dlqWorld{}
+		w.set(func(n int, _ *http.Request) (*http.Response, error) {
+			time.Sleep([]time.Duration{2, 10, 0, 0, 0}[n-1] * time.Second)
+			return dlqStatus([]int{503, 503, 200, 200, 200}[n-1])(n, nil)
+		})
+		rt := d.Wrap(w)
+		ends := make(chan error, 2)
+		for range 2 {
+			go func() { ends <- dlqChange(t, rt, http.MethodPatch, "older", `{"voice_id":"a"}`) }()
+			time.Sleep(time.Millisecond)
+		}
+		require.ErrorIs(t, <-ends, ErrParked)
+		require.NoError(t, dlqChange(t, rt, http.MethodPatch, "newer", `{"prompt":"b"}`))
+		require.ErrorIs(t, <-ends, ErrParked)
+		require.Equal(t, uint64(1), d.Stats().Merged)
+		requireOlder(t, d, w, true)
+	})
+}

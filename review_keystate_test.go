@@ -114,3 +114,22 @@ func TestKeyState_ASendIsItsOwnEvidence(t *testing.T) {
 	require.Zero(t, sent.Settled)
 	require.Empty(t, sent.Evidence)
 }
+
+// Where one process at a time uses the store, another owner is dead, and its lease counts for nothing.
+func TestKeyState_ALeaseOfTheDead(t *testing.T) {
+	for state, dead := range map[KeyState]error{KeyClaimed: nil, KeySending: ErrInDoubt} {
+		r := Record{ID: "k", State: state, Token: "t", Owner: "other", Fingerprint: "f", Lease: modelLease}
+		for _, exclusive := range []bool{true, false} {
+			e := keyEvent{kind: eventClaim, token: "u", now: modelStart, claim: claimRequest{fingerprint: "f", owner: "me", exclusive: exclusive}}
+			_, err := transition(r, e)
+			if exclusive {
+				require.ErrorIs(t, err, dead)
+			} else {
+				require.ErrorIs(t, err, ErrInFlight)
+			}
+			e.claim.owner = "other"
+			_, err = transition(r, e)
+			require.ErrorIs(t, err, ErrInFlight, "its own process lives")
+		}
+	}
+}

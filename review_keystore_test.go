@@ -3,6 +3,7 @@ package resilience
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -56,4 +57,36 @@ func TestMemoryStore_AClaimedRecordIsNotPacked(t *testing.T) {
 	_, _, err = s.CompareAndSwap(t.Context(), version, Record{ID: "a", State: KeyClaimed})
 	require.NoError(t, err)
 	require.Zero(t, sh.packed.Len())
+}
+
+// Packed records are looked at again when their time has come, all that are due in one sweep; and a pinned one when its pin
+// is gone.
+func TestMemoryStore_PackedRecordsAreSwept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewMemoryStore(0)
+		for n := range 200 {
+			_, _, err := s.CompareAndSwap(t.Context(), 0, Record{ID: fmt.Sprint(n), State: KeyConfirmed, Expires: s.Now().Add(time.Hour)})
+			require.NoError(t, err)
+		}
+		pinned := func(id string) bool { return id == "7" }
+		sweep := func(pinned func(string) bool, want int) {
+			t.Helper()
+			n, err := s.Sweep(t.Context(), 1000, pinned)
+			require.NoError(t, err)
+			require.Equal(t, want, n)
+		}
+		sweep(nil, 0)
+		time.Sleep(time.Hour)
+		sweep(pinned, 199)
+		sh, _ := s.shard("7")
+		require.Zero(t, sh.packed.Len(), "it is kept once")
+		rec, err := s.Load(t.Context(), "7")
+		require.NoError(t, err)
+		require.Equal(t, KeyConfirmed, rec.State)
+		time.Sleep(time.Minute)
+		sweep(pinned, 0)
+		time.Sleep(time.Minute)
+		sweep(nil, 1)
+		require.Zero(t, s.Len())
+	})
 }

@@ -256,7 +256,7 @@ func (b *Bulkhead) sit(ctx context.Context, w *waiter, maxWait time.Duration) er
 			return err
 		}
 	}
-	if w.Value.err == nil && w.Value.trip.tooLate(ctx) {
+	if w.Value.trip.tooLate(ctx) {
 		return b.leave(ctx, w, shedTimeout)
 	}
 	return w.Value.err
@@ -324,7 +324,7 @@ func (b *Bulkhead) turnAway(ctx context.Context, w *waiter, why shed, err error)
 
 // sendHome is called when the circuit has opened: those who wait and are refused now need not wait any longer.
 func (b *Bulkhead) sendHome() {
-	if b == nil || b.refusal == nil {
+	if b == nil {
 		return
 	}
 	b.mu.Lock()

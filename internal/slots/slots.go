@@ -205,7 +205,7 @@ func (b *Book[T]) first(now time.Duration, owed bool) (best *Waiter[T], aged boo
 		}
 		w := head.Value
 		old := b.bounds.AgeAfter > 0 && now-w.Since >= b.bounds.AgeAfter
-		if best == nil || old && (!aged || w.Since < best.Since) {
+		if best == nil || old && w.Since < best.Since { // one that is not aged came later
 			best, aged = w, old
 		}
 	}

@@ -115,6 +115,19 @@ func TestWhatCriticalOnesTookOverStaysTaken(t *testing.T) {
 	require.True(t, b.Leave(b.Victim(Critical)))
 	join(b, "c", Critical)
 	require.False(t, b.HasPlace(Bulk), "or the queues would grow without bound")
+	join(b, "n", Normal)
+	require.True(t, b.HasPlace(Normal), "which takes nothing from normal ones")
+}
+
+func TestNobodyTakesTheSlotThatSomebodyWaitsFor(t *testing.T) {
+	b := book(Bounds{Total: 1, Places: 1})
+	require.True(t, b.Take(Normal, 1))
+	waiting := join(b, "n", Normal)
+	b.GiveBack(Normal)
+	require.False(t, b.Take(Critical, 1))
+	require.Same(t, waiting, b.Next(now(), 1))
+	require.False(t, b.Leave(waiting), "it waits no longer")
+	require.Equal(t, 1, b.InUse())
 }
 
 // A model that sorts everybody who waits by the rule as it is written agrees with every choice over random histories,

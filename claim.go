@@ -222,7 +222,7 @@ func (i *Idempotency) mayResend(rec Record) bool {
 	}
 	h, ok := i.cfg.Reconcile.(KeyHonorer)
 	age := i.store.Now().Sub(rec.Sent)
-	return ok && age >= 0 && age < h.HonorsKey(rec.Operation) // a clock that went back tells no age
+	return ok && age >= 0 && age < honorsKey(h, rec.Operation) // a clock that went back tells no age
 }
 
 func (i *Idempotency) claimRequest(f *flight) claimRequest {

@@ -211,7 +211,7 @@ func (i *Idempotency) classify(operation string, resp *http.Response, err error)
 	case isSuccess(code) || code == http.StatusSwitchingProtocols:
 		a := receiptOf(resp)
 		if id, ok := i.cfg.Reconcile.(Identifier); ok && a.body != nil {
-			if a.callID, ok = id.CallID(operation, a.body); !ok {
+			if a.callID, ok = idIn(id, operation, a.body); !ok {
 				a.kind, a.accepted, a.cause = answerUnknown, true, "unreadable"
 			}
 		}
@@ -227,6 +227,29 @@ func (i *Idempotency) classify(operation string, resp *http.Response, err error)
 // an answer that should name it and does not: then the outcome is in doubt, for want of an id.
 type Identifier interface {
 	CallID(operation string, body []byte) (id string, ok bool)
+}
+
+// A panic in what a reconciler implements besides says nothing: it can neither name nor answer, find nor vouch for anything.
+func saysNothing() { _ = recover() }
+
+func idIn(r Identifier, operation string, body []byte) (id string, ok bool) {
+	defer saysNothing()
+	return r.CallID(operation, body)
+}
+
+func answerFor(r Answerer, operation, callID string) (text []byte) {
+	defer saysNothing()
+	return r.Answer(operation, callID)
+}
+
+func finds(r Finder, operation string) (yes bool) {
+	defer saysNothing()
+	return r.Finds(operation)
+}
+
+func honorsKey(r KeyHonorer, operation string) (d time.Duration) {
+	defer saysNothing()
+	return r.HonorsKey(operation)
 }
 
 func classifyError(err error) answerReceipt {
@@ -319,7 +342,7 @@ func (i *Idempotency) replayed(rec Record) *http.Response {
 // replay makes the answer that the record stands for.
 func (i *Idempotency) replay(rec Record) *http.Response {
 	if a, ok := i.cfg.Reconcile.(Answerer); ok && rec.Body == nil && rec.CallID != "" {
-		if text := a.Answer(rec.Operation, rec.CallID); text != nil {
+		if text := answerFor(a, rec.Operation, rec.CallID); text != nil {
 			rec.Body, rec.Header = text, nil
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -48,5 +49,38 @@ func TestI14_AStoreThatDiesBeforeAResendLeavesTheDoubt(t *testing.T) {
 		store.down.Store(false)
 		i.tend(t.Context())
 		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+	})
+}
+
+// panicker is a reconciler whose every word is a panic.
+type panicker struct{ finder }
+
+func (*panicker) CallID(string, []byte) (string, bool)           { panic("id") }
+func (*panicker) Answer(string, string) []byte                   { panic("answer") }
+func (*panicker) Finds(string) bool                              { panic("finds") }
+func (*panicker) HonorsKey(string) time.Duration                 { panic("honors") }
+func (*panicker) Find(context.Context, Record) (Evidence, error) { panic("find") }
+
+// What a reconciler panics over stays unknown, and harms nobody: neither the caller, nor Run.
+func TestReconciler_PanicsHarmNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &panicker{}, ServerKeys: ServerKeysTrust, AssumeAbsentAfter: 10 * time.Minute})
+		runIdem(t, i)
+		p := &phone{}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		rec, err := i.Lookup(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, KeyInDoubt, rec.State, "at once, not when a lease is over")
+		require.True(t, rec.Accepted)
+		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		rec.Lookups = minLookups
+		require.Zero(t, i.absentIn(rec), "it cannot be looked for")
+		require.NoError(t, i.Observe(t.Context(), Evidence{ID: rec.ID, Calls: []Found{{ID: "call_1"}}}))
+		resp, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.NoError(t, err)
+		require.True(t, Replayed(resp))
+		require.Equal(t, 1, p.rang())
 	})
 }

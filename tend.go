@@ -217,7 +217,7 @@ func (i *Idempotency) lookedEnough(rec Record) bool {
 		return true
 	}
 	f, partial := i.cfg.Reconcile.(Finder)
-	return rec.Lookups >= minLookups && (!partial || f.Finds(rec.Operation))
+	return rec.Lookups >= minLookups && (!partial || finds(f, rec.Operation))
 }
 
 func (i *Idempotency) assumeAbsent(ctx context.Context, rec Record) Record {

@@ -253,3 +253,39 @@ func TestHealth_NumbersOfTheLayers(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// A write that only a redrive got through is a write as any other: what was read before it is not served any more.
+func TestF17_AWriteThatIsRedrivenInvalidates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{
+			Describe: func(*http.Request) Call { return Call{Resource: "agent/7"} },
+			Fallback: FallbackConfig{ServeFresh: true, Fresh: time.Hour, Stale: 2 * time.Hour},
+		})
+		reads, fails := 0, 3
+		rt := s.Wrap(RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+			switch {
+			case r.Method == http.MethodGet:
+				reads++
+			case fails > 0:
+				fails--
+				return reply(503, ""), nil
+			}
+			return reply(200, "x"), nil
+		}))
+		req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPut, "https://api.example.com/a", nil)
+		require.NoError(t, err)
+		_, err = rt.RoundTrip(req)
+		require.ErrorIs(t, err, ErrParked)
+		for range 2 {
+			_, err = fetch(t.Context(), t, rt)
+			require.NoError(t, err)
+		}
+		require.Equal(t, 1, reads, "the second was served")
+		time.Sleep(time.Minute)
+		require.Equal(t, RedriveDone, s.DLQ.Redrive(t.Context()).Status)
+		_, err = fetch(t.Context(), t, rt)
+		require.NoError(t, err)
+		require.Equal(t, 2, reads, "it has changed")
+		closeStack(t, s)
+	})
+}

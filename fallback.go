@@ -75,9 +75,6 @@ func (c FallbackConfig) ages(wrong *faults) (fresh, stale, maxAge time.Duration)
 	if c.MaxAge == 0 {
 		maxAge = max(maxAge, c.Fresh, c.Stale)
 	}
-	if c.Stale == 0 {
-		stale = max(stale, c.Fresh)
-	}
 	if c.Fresh == 0 && stale > 0 {
 		fresh = min(fresh, stale)
 	}

@@ -1655,7 +1655,7 @@ func TestFallbackConfigFaults(t *testing.T) {
 	_, err := NewFallback(FallbackConfig{
 		Fresh: time.Hour, Stale: time.Minute, MaxAge: time.Second, MaxBytes: -2, Vary: []string{"", "*", "X Y", "ok"},
 	})
-	for _, field := range []string{"Fallback.Stale", "Fallback.MaxAge", "Fallback.MaxBytes", "Fallback.Vary"} {
+	for _, field := range []string{"Fallback.Stale: must be at least Fresh", "Fallback.MaxAge", "Fallback.MaxBytes", "Fallback.Vary"} {
 		require.ErrorContains(t, err, field)
 	}
 	require.NotContains(t, err.Error(), "Fallback.Fresh")
@@ -1674,6 +1674,7 @@ func TestFallbackConfigFaults(t *testing.T) {
 		{[3]time.Duration{-1, 0, 0}, [3]time.Duration{0, 10 * m, 24 * h}},
 		{[3]time.Duration{0, -1, 0}, [3]time.Duration{m, m, 24 * h}},
 		{[3]time.Duration{-1, -1, -1}, [3]time.Duration{0, 0, -1}},
+		{[3]time.Duration{h, h, h}, [3]time.Duration{h, h, h}},
 	} {
 		wrong := &faults{}
 		fresh, stale, maxAge := FallbackConfig{Fresh: c.set[0], Stale: c.set[1], MaxAge: c.set[2]}.ages(wrong)

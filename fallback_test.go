@@ -1659,6 +1659,10 @@ func TestFallbackConfigFaults(t *testing.T) {
 		require.ErrorContains(t, err, field)
 	}
 	require.NotContains(t, err.Error(), "Fallback.Fresh")
+	for _, name := range []string{"", "*", "X Y", "X:Y", "X,Y", "X\n"} {
+		_, err = NewFallback(FallbackConfig{Vary: []string{name}})
+		require.ErrorContains(t, err, "Fallback.Vary: must be a list of header names", "%q", name)
+	}
 	_, err = NewFallback(FallbackConfig{Fresh: -2, Stale: -2, MaxAge: -2})
 	for _, field := range []string{"Fallback.Fresh", "Fallback.Stale", "Fallback.MaxAge"} {
 		require.ErrorContains(t, err, field)

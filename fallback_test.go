@@ -1766,3 +1766,38 @@ func TestFallbackEverythingAtOnce(t *testing.T) {
 	require.NoError(t, f.drain(t.Context()))
 	require.Zero(t, f.store.Calls())
 }
+
+// What Cacheable says of an operation is what happens to it; one that panics says no, and is reported.
+func TestFallbackKeepsWhatCacheableSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var causes []string
+		f, s, rt := newShop(t, FallbackConfig{
+			Cacheable: func(c Call) bool {
+				if c.Operation == "faulty" {
+					panic("bug")
+				}
+				return c.Operation == "yes"
+			},
+			OnEvent: func(e Event) {
+				if e.Kind == EventPanic {
+					mu.Lock()
+					defer mu.Unlock()
+					causes = append(causes, e.Operation+" "+e.Cause)
+				}
+			},
+		})
+		s.set(func(int, *http.Request) (*http.Response, error) { return said(http.StatusOK, "good"), nil })
+		for operation, kept := range map[string]int{"no": 0, "faulty": 0, "yes": 1} {
+			before := f.Stats().Entries
+			resp, err := rt.RoundTrip(readOf(WithCall(t.Context(), Call{Operation: operation}), t, callURL))
+			require.NoError(t, err)
+			require.Equal(t, "good", wholeText(t, resp))
+			require.Equal(t, kept, f.Stats().Entries-before, operation)
+		}
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, []string{"faulty cacheable"}, causes)
+	})
+}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -152,21 +154,34 @@ func TestWhatABaseURLAndAHeaderMayHold(t *testing.T) {
 	}
 }
 
-// Without a transport of the user's the client brings one, for what it sends through the layers and past them.
+// Without a transport of the user's the client brings one, for what it sends through the layers and past them, and closes its
+// connections.
 func TestAClientBringsATransport(t *testing.T) {
 	var asked []string
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	closed := make(chan struct{}, 10)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = append(asked, r.URL.Path)
 		_, _ = io.WriteString(w, `{}`)
 	}))
+	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			closed <- struct{}{}
+		}
+	}
+	srv.Start()
 	defer srv.Close()
-	c, err := New("key", WithBaseURL(srv.URL))
+	cfg := Config()
+	cfg.Health.Checks = []resilience.HealthCheck{{
+		Name: concurrencyCheck, Run: func(context.Context) []resilience.CheckResult { return nil },
+	}}
+	c, err := New("key", WithBaseURL(srv.URL), WithConfig(cfg))
 	require.NoError(t, err)
 	_, err = c.APIKey.Get(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, c.prober(c.idle)(t.Context()))
+	require.Equal(t, resilience.Healthy, c.Stack().Health().Check(t.Context()).Find("api").Status)
 	require.Equal(t, []string{"/get-api-key-info", "/get-api-key-info"}, asked)
 	require.NoError(t, c.Close(t.Context()))
+	<-closed
 }
 
 // A client closes the layers that it made, and no others.
@@ -207,6 +222,10 @@ func TestAConfigOfTheUsersStays(t *testing.T) {
 	require.Same(t, other, got.Idempotency.Reconcile)
 	require.Equal(t, io.EOF, got.DLQ.Authorize(t.Context(), resilience.Letter{}, nil))
 	require.Equal(t, io.EOF, got.Health.Probe(t.Context()))
+
+	foreign := struct{ resilience.Reconciler }{other}
+	got = c.complete(resilience.Config{Idempotency: resilience.IdempotencyConfig{Reconcile: foreign}}, nil)
+	require.Equal(t, foreign, got.Idempotency.Reconcile)
 
 	got = c.complete(resilience.Config{}, nil)
 	require.True(t, got.Fallback.Cacheable(resilience.Call{Operation: "get-agent"}) && got.DLQ.Keep(theirs))
@@ -365,4 +384,21 @@ func TestNothingIsFoundWithoutAClientOrAnID(t *testing.T) {
 	require.Empty(t, ev.Calls)
 	_, ok := foundIn(&Call{Metadata: Metadata{"rk_key": testID}})
 	require.False(t, ok)
+}
+
+func TestNumbersOfTheAPIAreTakenAsFarAsTheyGo(t *testing.T) {
+	for text, want := range map[string]int64{
+		`3`: 3, `3.0`: 3, `-1.9`: -1, `1.7e12`: 1_700_000_000_000, `9223372036854775807`: math.MaxInt64, `9223372036854775808`: 0,
+		`1e30`: 0, `-1e30`: 0, `"3"`: 0, `null`: 0,
+	} {
+		var at Timestamp
+		var long Millis
+		require.NoError(t, json.Unmarshal([]byte(text), &at))
+		require.NoError(t, json.Unmarshal([]byte(text), &long))
+		require.Equal(t, want, int64(at), text)
+		require.Equal(t, want, int64(long), text)
+	}
+	var v AgentVersion
+	require.NoError(t, json.Unmarshal([]byte(`3.0`), &v))
+	require.Equal(t, VersionNumber(3), v)
 }

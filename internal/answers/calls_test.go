@@ -133,3 +133,28 @@ func BenchmarkCallsForOneKey(b *testing.B) {
 		})
 	}
 }
+
+// A call that takes the place of one that was overtaken can be joined in its stead, whichever of the key's it is.
+func TestTheCallAfterAnOvertakenOneIsJoined(t *testing.T) {
+	s, k := newStore(-1, time.Hour), keyFor(1)
+	var calls []*Call[string, int]
+	lead := func(id string) {
+		call, leads := s.Join(k, id, "call", len(calls))
+		require.True(t, leads)
+		calls = append(calls, call)
+	}
+	for range 3 {
+		lead("a")
+		lead("b")
+		for i, id := range []string{"a", "b"} {
+			call, leads := s.Join(k, id, "call", -1)
+			require.False(t, leads)
+			require.Same(t, calls[len(calls)-2+i], call)
+		}
+		s.Invalidate("call")
+	}
+	for _, call := range calls {
+		finish(s, call, nil, time.Now())
+	}
+	requireEmpty(t, s)
+}

@@ -125,12 +125,9 @@ func (d *DLQ) place(l *Letter, road leg) (placed, error) {
 	late := !l.Superseded && d.overtaken(l.Call.Resource, partsOf(l.Call.Resource, l.Method, l.Body), l.First)
 	l.Superseded = l.Superseded || late
 	s := d.box.expect(l, road)
+	s.arrival.late = late
 	if d.journal == nil && !d.land(s, l.Cause) {
 		return placed{}, errNoRoom
-	}
-	if late {
-		d.counters.Overtaken++
-		d.tell(EventLetterParked, l, "superseded")
 	}
 	return placed{s, l, s.noted}, nil
 }
@@ -141,12 +138,15 @@ func (d *DLQ) land(s *letterSlot, cause string) bool {
 		d.withdraw(s)
 		return false
 	}
-	done := s.arrival.done
+	done, late := s.arrival.done, s.arrival.late
 	d.box.land(s)
 	d.counters.Admitted++
 	d.tell(EventLetterAdded, s.letter, cause)
-	if done {
+	switch {
+	case done:
 		d.ack(s, "settled", 0)
+	case late:
+		d.tellSuperseded(s)
 	}
 	d.wake()
 	return true

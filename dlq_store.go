@@ -163,6 +163,7 @@ var errSlowStore = errors.New("the store took too long")
 type arrival struct {
 	over chan struct{} // closed when it is in the queue, or is not going to be
 	done bool          // its write has happened meanwhile
+	late bool          // a newer write has worked
 }
 
 // notStored is why a letter is refused that did not get into the store.

@@ -159,6 +159,14 @@ func (d *DLQ) giveWay(s *letterSlot) {
 	if callOff := d.running[s.token]; callOff != nil {
 		callOff(errSuperseded)
 	}
+	if s.arrival != nil {
+		s.arrival.late = true // it is told when the letter is there
+		return
+	}
+	d.tellSuperseded(s)
+}
+
+func (d *DLQ) tellSuperseded(s *letterSlot) {
 	d.counters.Overtaken++
 	d.tell(EventLetterParked, s.letter, "superseded")
 }

@@ -242,7 +242,7 @@ func (j *letterJournal) retry(now time.Time) {
 	}
 	j.retryAt = time.Time{}
 	for _, e := range j.entries {
-		if e.failed != 0 && !e.queued && !e.writing {
+		if !e.queued && !e.writing { // so it has failed
 			j.enqueue(e)
 		}
 	}

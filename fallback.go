@@ -305,13 +305,12 @@ func bodyKey(data []byte) []byte {
 	return data
 }
 
-func (f *Fallback) cacheable(c *Call) (yes bool) {
+func (f *Fallback) cacheable(c *Call) bool {
 	if f.config.Cacheable == nil {
 		return true
 	}
 	defer func() {
-		if v := recover(); v != nil {
-			yes = false
+		if v := recover(); v != nil { // which says no
 			f.events.emit(Event{Kind: EventPanic, Operation: c.Operation, Cause: "cacheable"})
 		}
 	}()

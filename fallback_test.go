@@ -1462,6 +1462,24 @@ func TestF17_AWriteThatIsAbandonedInvalidatesAgainAtItsEnd(t *testing.T) {
 	require.Zero(t, f.Stats().Entries)
 }
 
+func TestF17_AWriteOfNoResourceThatIsAbandonedInvalidatesNothing(t *testing.T) {
+	f, _, _ := newShop(t, FallbackConfig{})
+	l := &lingering{err: errDown}
+	rt := f.Wrap(legFunc(func(_ *trip, req *http.Request) (*http.Response, error) {
+		if req.Method == http.MethodPatch {
+			return nil, l
+		}
+		resp := said(http.StatusOK, "old")
+		return resp, body.Hold(resp, -1)
+	}))
+	_, err := writeTo(t, rt, "")
+	require.ErrorIs(t, err, errDown)
+	_, err = readAt(t, rt, "abc")
+	require.NoError(t, err)
+	l.tail.end()
+	require.Equal(t, 1, f.Stats().Entries)
+}
+
 func TestF19_AClockThatGoesBackMakesNothingYounger(t *testing.T) {
 	f, _, rt := newShop(t, FallbackConfig{})
 	req := readOf(t.Context(), t, callURL)
@@ -1495,6 +1513,23 @@ func TestF20_ServeFreshDoesNotAsk(t *testing.T) {
 		resp, _ = readText(t, rt)
 		requireUpstream(t, resp)
 		require.Equal(t, 3, s.count())
+	})
+}
+
+func TestF20_AVeryStaleAnswerIsNotServedWithoutAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{Refresh: true})
+		readText(t, rt)
+		s.set(func(int, *http.Request) (*http.Response, error) { return nil, errDown })
+		time.Sleep(10*time.Minute - 1)
+		resp, _ := readText(t, rt)
+		requireServed(t, resp, Stale, 10*time.Minute-1, "refresh")
+		synctest.Wait()
+		require.Equal(t, uint64(1), f.Stats().RefreshFailures)
+		time.Sleep(1)
+		resp, _ = readText(t, rt)
+		requireServed(t, resp, VeryStale, 10*time.Minute, "transport")
+		require.Equal(t, 3, s.count(), "it was asked")
 	})
 }
 

@@ -142,7 +142,7 @@ func TestD16_AHeaderWithoutAValueIsKept(t *testing.T) {
 }
 
 // The smallest rate is no redrive any more but the first, and not one without a limit.
-func TestD07_TheSmallestRate(t *testing.T) {
+func TestDLQ_TheSmallestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{Rate: math.SmallestNonzeroFloat64, MaxAge: -1})
 		d.Handle("op", func(context.Context, Letter) error { return nil })

@@ -63,7 +63,7 @@ func TestVerifyRefuses(t *testing.T) {
 		"another time":      {vectorBody, vectorKey, "v=1767225600001,d=" + vectorDigest},
 		"a leading zero":    {vectorBody, vectorKey, "v=01767225600000,d=" + vectorDigest},
 		"a sign":            {vectorBody, vectorKey, "v=+" + vectorSignature[2:]},
-		"a signed sign":     {vectorBody, vectorKey, sign(vectorBody, vectorKey, "+1767225600000")},
+		"a signed sign":     {vectorBody, vectorKey, sign(vectorBody, vectorKey, "+"+"1767225600000")},
 		"no time":           {vectorBody, vectorKey, "v=,d=" + vectorDigest},
 		"a short digest":    {vectorBody, vectorKey, vectorSignature[:len(vectorSignature)-2]},
 		"a long digest":     {vectorBody, vectorKey, vectorSignature + "00"},

@@ -191,7 +191,7 @@ func TestD13_APartialWriteThatFailsTwiceWaits(t *testing.T) {
 		d := mustDLQ(t, DLQConfig{})
 		w := &dlqWorld{}
 		w.set(func(n int, _ *http.Request) (*http.Response, error) {
-			time.Sleep([]time.Duration{2, 10, 0, 0, 0}[n-1] * time.Second)
+			time.Sleep([]time.Duration{2 * time.Second, 10 * time.Second, 0, 0, 0}[n-1])
 			return dlqStatus([]int{503, 503, 200, 200, 200}[n-1])(n, nil)
 		})
 		rt := d.Wrap(w)

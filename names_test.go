@@ -90,7 +90,7 @@ type (
 		Resize(c resilience.BulkheadConfig) error
 		Stats() resilience.BulkheadStats
 	}
-	letters interface {
+	letters interface { //nolint:interfacebloat // the contract names as many
 		resilience.Layer
 		Add(l resilience.Letter) error
 		Len() int

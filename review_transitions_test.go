@@ -1,0 +1,278 @@
+package resilience
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// dead leaves the record of a process that died while sending, as far as the store can tell.
+func dead(t *testing.T, store KeyStore, key string) {
+	t.Helper()
+	other := newIdem(t, IdempotencyConfig{Store: store})
+	hold := make(chan struct{})
+	p := &phone{answer: func(*http.Request, int) (*http.Response, error) { <-hold; return nil, http.ErrHandlerTimeout }}
+	go dial(context.Background(), t, other.Wrap(p), key, dialBody) //nolint:errcheck // it dies
+	synctest.Wait()
+	t.Cleanup(func() { close(hold) })
+}
+
+// T7: who claims the key of a process that died while sending finds it in doubt, when the lease is over and not before.
+func TestT7_AClaimFindsWhatADeadProcessLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &sharedStore{NewMemoryStore(0)}
+		dead(t, store, "k")
+		i, p := newIdem(t, IdempotencyConfig{Store: store}), &phone{}
+		var e *Error
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInFlight)
+		require.ErrorAs(t, err, &e)
+		lease := 10*time.Minute + 5*time.Second
+		require.Equal(t, lease, e.RetryAfter)
+		time.Sleep(lease - 1)
+		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInFlight)
+		time.Sleep(1)
+		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "k", e.Key)
+		require.Positive(t, e.RetryAfter, "the next look-up")
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+		require.Zero(t, p.sends)
+		require.EqualValues(t, 2, i.Stats().InFlight)
+	})
+}
+
+// T7: a store that one process has at a time needs no lease to know that the one before is gone; its own sends are not.
+func TestT7_AnOrphanIsInDoubtAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := NewMemoryStore(0)
+		dead(t, store, "k")
+		i, p := newIdem(t, IdempotencyConfig{Store: store}), &phone{}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.Zero(t, p.sends)
+
+		p.answer = func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(time.Minute)
+			return reply(201, "{}"), nil
+		}
+		go dial(t.Context(), t, i.Wrap(p), "own", dialBody) //nolint:errcheck // what tend makes of it counts
+		synctest.Wait()
+		i.tend(t.Context())
+		require.Equal(t, KeySending, stateOf(t, i, "own"))
+		time.Sleep(2 * time.Minute)
+		require.Equal(t, KeyConfirmed, stateOf(t, i, "own"))
+	})
+}
+
+// T6, T11: that nothing happened is remembered for the retention, so that a call which shows up after all is noticed.
+func TestT11_ACallAfterARefusalIsADispute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) { return reply(400, ""), nil }}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.NoError(t, err)
+		time.Sleep(23 * time.Hour)
+		i.tend(t.Context())
+		rec, err := i.Lookup(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, KeyNotApplied, rec.State)
+		require.Equal(t, 400, rec.Status)
+		require.NoError(t, i.Observe(t.Context(), Evidence{ID: rec.ID, Calls: []Found{{ID: "call_1"}}}))
+		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrDisputed)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "k", e.Key)
+		require.Equal(t, []string{"call_1"}, e.CallIDs)
+		list, err := i.Unsettled(t.Context(), 9)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		list, err = i.Unsettled(t.Context(), 0)
+		require.NoError(t, err)
+		require.Empty(t, list)
+		_, err = newIdem(t, IdempotencyConfig{Store: brokenStore{}}).Unsettled(t.Context(), 9)
+		require.ErrorIs(t, err, ErrStore)
+	})
+}
+
+// The intent is the last moment at which a call ends that nobody waits for, whatever lies between the doors.
+func TestT4_NothingIsSentForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i, p := newIdem(t, IdempotencyConfig{}), &phone{}
+		deaf := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+				time.Sleep(time.Minute)
+				return next.RoundTrip(r)
+			})
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := dial(ctx, t, Chain(i.Claim(), deaf, i.Intent()).Wrap(p), "k", dialBody)
+		require.True(t, NotSent(err))
+		time.Sleep(2 * time.Minute)
+		require.Zero(t, p.sends)
+		require.Equal(t, KeyFree, stateOf(t, i, "k"))
+	})
+}
+
+func TestIdempotency_NothingIsLeftOfFlights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i, p := newIdem(t, IdempotencyConfig{}), &phone{}
+		for n := range 20 {
+			_, err := dial(t.Context(), t, i.Wrap(p), fmt.Sprint("k", n), dialBody)
+			require.NoError(t, err)
+		}
+		synctest.Wait()
+		require.Empty(t, i.flights)
+		require.Zero(t, i.Stats().Flights)
+	})
+}
+
+// asker looks a lost call up through the stack that lost it.
+type asker struct {
+	finder
+	rt   http.RoundTripper
+	urls int
+}
+
+func (a *asker) Find(ctx context.Context, _ Record) (Evidence, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://api.test/list-calls", nil)
+	if err != nil {
+		return Evidence{}, err
+	}
+	_, err = a.rt.RoundTrip(req)
+	a.urls++
+	return Evidence{}, err
+}
+
+// Look-ups go past cached answers, at bulk priority, and know nothing of what the lost call's context said.
+func TestLookups_GoPastTheCacheAtBulkPriority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &asker{}
+		lists := 0
+		var tiers []Priority
+		s := newStack(t, Config{
+			DLQ: DLQConfig{Off: true}, Idempotency: IdempotencyConfig{Reconcile: a},
+			Fallback: FallbackConfig{Fresh: time.Hour, Stale: time.Hour, MaxAge: time.Hour},
+		})
+		a.rt = s.Wrap(RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+			if r.Method != http.MethodGet {
+				return lostAnswer(r, 0)
+			}
+			lists++
+			tiers = append(tiers, tripOf(r.Context()).call.Priority)
+			return reply(200, "[]"), nil
+		}))
+		_, err := a.Find(t.Context(), Record{}) // fills the cache
+		require.NoError(t, err)
+		_, err = dial(WithPriority(t.Context(), PriorityCritical), t, a.rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		ctx := WithCall(WithPriority(WithIdempotencyKey(t.Context(), "k"), PriorityCritical), Call{Effect: EffectOnce})
+		s.Idempotency.standing(ctx, "k")
+		require.Equal(t, 2, lists)
+		require.Equal(t, PriorityBulk, tiers[1])
+		closeStack(t, s)
+	})
+}
+
+// blind cannot look for anything.
+type blind struct{ finder }
+
+func (*blind) Finds(string) bool { return false }
+
+// Absence is not assumed of what could not have been found, nor after two look-ups.
+func TestT9_AbsenceNeedsLookUpsThatCouldFind(t *testing.T) {
+	rec := Record{State: KeyInDoubt, Lookups: minLookups}
+	i := newIdem(t, IdempotencyConfig{Reconcile: &finder{}, AssumeAbsentAfter: time.Hour})
+	require.NotZero(t, i.absentIn(rec))
+	require.Zero(t, newIdem(t, IdempotencyConfig{Reconcile: &blind{}, AssumeAbsentAfter: time.Hour}).absentIn(rec))
+	require.Zero(t, newIdem(t, IdempotencyConfig{Reconcile: &finder{}}).absentIn(rec))
+	rec.Lookups--
+	require.Zero(t, i.absentIn(rec))
+}
+
+// The epoch grows with each claim, proof and re-send, also over the end of a retention; an answer counts for its own alone.
+func TestKeyState_EpochsAndLeases(t *testing.T) {
+	late := modelLease.Add(time.Hour)
+	sending := Record{ID: "k", State: KeySending, Token: "a", Owner: "o", Epoch: 3, Doubts: 1, Sends: 1, Lease: modelLease}
+	answer := func(kind answerKind, epoch uint64, r Record) (Record, error) {
+		a := answerReceipt{kind: kind, epoch: epoch, status: 429, cause: "status", lease: late, callID: "call1"}
+		return transition(r, keyEvent{kind: eventAnswer, token: "a", now: modelStart, answer: a})
+	}
+	r, err := answer(answerRefused, 3, sending) // T6a
+	require.NoError(t, err)
+	require.Equal(t, KeyClaimed, r.State)
+	require.Equal(t, late, r.Lease, "it is renewed")
+	require.Equal(t, uint64(4), r.Epoch)
+	require.Zero(t, r.Doubts)
+	require.Equal(t, 429, r.Status)
+
+	doubtful, err := answer(answerUnknown, 3, sending)
+	require.NoError(t, err)
+	again, err := transition(doubtful, keyEvent{kind: eventResend, token: "b", deadline: late, claim: claimRequest{owner: "p"}})
+	require.NoError(t, err)
+	require.Equal(t, KeySending, again.State)
+	require.Equal(t, []any{uint64(4), 2, 2, "b", "p", late}, []any{again.Epoch, again.Doubts, again.Sends, again.Token, again.Owner, again.Lease})
+	_, err = transition(doubtful, keyEvent{kind: eventResend, deadline: late})
+	require.ErrorIs(t, err, errConflict, "nobody sends without a token")
+	again.State, again.Token = KeyInDoubt, "a"
+	_, err = answer(answerRefused, 3, again)
+	require.ErrorIs(t, err, errConflict, "the refusal of the first send says nothing about the second")
+
+	sending.Epoch = 2
+	for _, kind := range []answerKind{answerDone, answerRefused, answerUnknown} {
+		_, err = answer(kind, 3, sending)
+		require.ErrorIs(t, err, errConflict, "an answer to what was never sent")
+	}
+	old := Record{ID: "k", State: KeyConfirmed, Epoch: 7, Fingerprint: "f", Expires: modelStart}
+	r, err = transition(old, keyEvent{kind: eventClaim, now: modelStart, token: "c", claim: claimRequest{fingerprint: "g"}}) // T13
+	require.NoError(t, err)
+	require.Equal(t, uint64(8), r.Epoch)
+}
+
+// T8a: the answer that comes after its evidence fills in what is replayed.
+func TestT8a_TheAnswerFillsTheEvidenceIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &idReader{}})
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return reply(201, `{"call_id":"call_1","more":true}`, "Content-Type", "application/x"), nil
+		}}
+		go func() {
+			time.Sleep(time.Millisecond)
+			_ = i.Observe(context.Background(), Evidence{ID: i.ID("k"), Calls: []Found{{ID: "call_1"}}, Source: "webhook"})
+		}()
+		first, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.NoError(t, err)
+		require.True(t, Replayed(first), "the caller has it at once")
+		rec, err := i.Lookup(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, "webhook", rec.Evidence)
+		time.Sleep(2 * time.Second)
+		resp, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.NoError(t, err)
+		require.Equal(t, 201, resp.StatusCode)
+		require.Equal(t, "application/x", resp.Header.Get("Content-Type"))
+		require.Equal(t, `{"call_id":"call_1","more":true}`, bodyText(t, resp))
+		require.Equal(t, 1, p.rang())
+	})
+}
+
+// What only the store could say is an error that names it.
+func TestIdempotency_QuestionsToABrokenStore(t *testing.T) {
+	i := newIdem(t, IdempotencyConfig{Store: brokenStore{}})
+	_, err := i.Lookup(t.Context(), "k")
+	require.ErrorIs(t, err, ErrStore)
+	require.ErrorIs(t, i.Resolve(t.Context(), "k", Resolution{State: KeyNotApplied, Reason: "r"}), ErrStore)
+	require.ErrorIs(t, i.Observe(t.Context(), Evidence{ID: i.ID("k"), Calls: []Found{{ID: "c"}}}), ErrStore)
+	require.ErrorIs(t, i.Forget(t.Context(), "k"), ErrStore)
+	require.Equal(t, KeyInDoubt, i.standing(t.Context(), "k").State, "not known: nothing may be sent")
+}

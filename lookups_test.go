@@ -175,16 +175,21 @@ func TestLookups_TheLastLookIsOnTime(t *testing.T) {
 	}
 }
 
+// hanging never answers.
+type hanging struct{ finder }
+
+func (*hanging) Find(ctx context.Context, _ Record) (Evidence, error) {
+	<-ctx.Done()
+	return Evidence{}, ctx.Err()
+}
+
 // Health knows of a key that came in doubt while a look-up of another took its time.
 func TestLookups_ADoubtThatComesMeanwhileIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &hangingFinder{}
-		i := newIdem(t, IdempotencyConfig{Reconcile: f})
-		f.hung = i.ID("k0")
+		i := newIdem(t, IdempotencyConfig{Reconcile: &hanging{}})
 		runIdem(t, i)
 		lose(t, i, "k0")
 		time.Sleep(5*time.Minute - time.Second) // its look-up hangs
-		f.hung = i.ID("k1")
 		lose(t, i, "k1")
 		time.Sleep(5 * time.Second) // that of the second hangs
 		inDoubt, _, _, _ := i.doubts.summary(time.Now())

@@ -210,11 +210,9 @@ func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next
 	ctx, cancel := f.background(ctx, t.call.Budget)
 	ctx = again.begin(ctx)
 	req = detached(ctx, req)
-	again.payload.Hold()
 	go capture(func() (*http.Response, error) { return f.alone(ctx, again, req, next, own) }, func(r result) {
 		again.ctx.end(finished)
 		cancel()
-		again.payload.Release()
 		f.refreshed(again, own, r)
 		<-f.refreshing
 	})
@@ -226,17 +224,18 @@ func (f *Fallback) background(ctx context.Context, budget time.Duration) (contex
 		budget = refreshBudget
 	}
 	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), budget, errBudget)
-	ctx, cancel := context.WithCancelCause(ctx)
-	if f.closing != nil {
-		go func() {
-			select {
-			case <-f.closing:
-				cancel(ErrClosed)
-			case <-ctx.Done():
-			}
-		}()
+	if f.closing == nil {
+		return ctx, stop
 	}
-	return ctx, func() { cancel(nil); stop() }
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-f.closing:
+			cancel(ErrClosed)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, stop
 }
 
 // refreshed notes how a refresh ended.

@@ -1666,11 +1666,12 @@ func TestF20_RefreshesAreBoundedAndEndAtClose(t *testing.T) {
 		now := time.Now()
 		require.NoError(t, f.drain(t.Context()))
 		require.Equal(t, now, time.Now(), "at once")
-		before := s.count()
-		_, err = readAt(t, rt, "1")
+		before, begun := s.count(), f.Stats().Refreshes
+		_, err = readAt(t, rt, "5") // of which no refresh has failed lately
 		require.NoError(t, err)
 		synctest.Wait()
 		require.Equal(t, before, s.count(), "closed: no refresh begins")
+		require.Equal(t, begun, f.Stats().Refreshes)
 	})
 	synctest.Test(t, func(t *testing.T) {
 		f, s, rt := newShop(t, FallbackConfig{Refresh: true})
@@ -1836,3 +1837,169 @@ func TestFallbackKeepsWhatCacheableSays(t *testing.T) {
 		require.Equal(t, []string{"faulty cacheable"}, causes)
 	})
 }
+
+func TestF10_OnlyConditionsKeepReadsApart(t *testing.T) {
+	require.Empty(t, conditionsOf(nil))
+	require.Empty(t, conditionsOf(http.Header{"X-If-Match": {"a"}, "If": {"a"}, "Accept": {"a"}, "Iffy": {"a"}}))
+	for range 50 { // a map is walked in another order each time
+		require.Equal(t, "if-match\na\nb\nif-none-match\nc", conditionsOf(http.Header{"If-None-Match": {"c"}, "if-match": {"a", "b"}, "Accept": {"x"}}))
+	}
+}
+
+func TestF10_WhoseTimeWasUp(t *testing.T) {
+	for err, own := range map[error]bool{
+		&Error{Limit: limitBudget.String(), Err: ErrTimeout}: true,
+		&Error{Limit: "caller", Err: ErrTimeout}:             true,
+		&Error{Limit: "request", Err: ErrTimeout}:            false,
+		ErrThrottled: true,
+		errDown:      false,
+	} {
+		require.Equal(t, own, outOfOwnTime(fmt.Errorf("read: %w", err)), err)
+	}
+}
+
+func TestF10_AFailureThatIsSharedIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s, rt := newShop(t, FallbackConfig{})
+		s.set(func(int, *http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return nil, errDown
+		})
+		var done sync.WaitGroup
+		for range 3 {
+			done.Go(func() {
+				_, err := readAt(t, rt, "abc")
+				assert.ErrorIs(t, err, errDown)
+			})
+		}
+		done.Wait()
+		require.Equal(t, 1, s.count())
+		require.Equal(t, uint64(2), f.Stats().Coalesced)
+	})
+}
+
+// A leader who leaves just as the answer comes has it for the others all the same, its cookies too.
+func TestF10_AnAnswerThatCameIsSharedWhoeverLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s, rt := newShop(t, FallbackConfig{})
+		ctx, leave := context.WithCancel(t.Context())
+		s.set(func(int, *http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			leave()
+			return said(http.StatusOK, "good", "Set-Cookie", "a=1"), nil
+		})
+		go func() {
+			if resp, err := rt.RoundTrip(readOf(ctx, t, callURL)); err == nil {
+				_ = resp.Body.Close()
+			}
+		}()
+		synctest.Wait()
+		resp, text := readText(t, rt)
+		require.Equal(t, "good", text)
+		require.Equal(t, []string{"a=1"}, resp.Header["Set-Cookie"])
+		require.Equal(t, 1, s.count())
+	})
+}
+
+func TestF02_WhatIsAFailure(t *testing.T) {
+	for status, want := range map[int]string{200: "", 404: "", 499: "", 500: "status", 503: "status"} {
+		require.Equal(t, want, needsSubstitute(t.Context(), said(status, ""), nil), status)
+	}
+	for status, want := range map[int]string{0: "transport", 302: "transport", 399: "transport", 400: "", 404: "", 499: "", 500: "transport", 503: "transport"} {
+		require.Equal(t, want, needsSubstitute(t.Context(), nil, &Error{StatusCode: status, Err: errDown}), status)
+	}
+}
+
+// What a refresh came to is told; nothing that it needed is left, and the stream that it does not want is closed.
+func TestF20_ARefreshIsToldAndLeavesNothingBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var told []string
+		f, s, rt := newShop(t, FallbackConfig{Refresh: true, OnEvent: func(e Event) {
+			if e.Kind == EventRefresh {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, fmt.Sprint(e.Operation, " ", e.Cause, " ", e.StatusCode))
+			}
+		}})
+		f.closing = make(chan struct{})
+		readText(t, rt)
+		time.Sleep(time.Minute)
+		var asked context.Context
+		stream := &closingBody{Reader: strings.NewReader("data: 1\n\n")}
+		for _, answer := range []func() (*http.Response, error){
+			func() (*http.Response, error) { return nil, errDown },
+			func() (*http.Response, error) { return said(http.StatusBadGateway, ""), nil },
+			func() (*http.Response, error) { panic("bug") },
+			func() (*http.Response, error) {
+				resp := said(http.StatusOK, "", "Content-Type", "text/event-stream")
+				resp.Body, resp.ContentLength = stream, -1
+				return resp, nil
+			},
+		} {
+			s.set(func(_ int, req *http.Request) (*http.Response, error) {
+				asked = req.Context()
+				return answer()
+			})
+			synctest.Wait()
+			before := runtime.NumGoroutine()
+			readText(t, rt)
+			synctest.Wait()
+			require.LessOrEqual(t, runtime.NumGoroutine(), before)
+			require.Error(t, asked.Err(), "it is over")
+			require.Zero(t, f.Stats().Refreshing)
+			time.Sleep(time.Minute) // past the wait after a failure
+		}
+		require.True(t, stream.closed.Load())
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, []string{"GET transport 0", "GET status 502", "GET panic 0", "GET  0"}, told)
+	})
+}
+
+// What Func does is told as well, and the answer that its own takes the place of is closed.
+func TestF02_WhatFuncDoesIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var told []string
+		faulty := false
+		_, s, rt := newShop(t, FallbackConfig{
+			Func: func(*http.Request, error) (*http.Response, error) {
+				if faulty {
+					panic("bug")
+				}
+				return said(http.StatusOK, "mine"), nil
+			},
+			OnEvent: func(e Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, fmt.Sprint(e.Kind, " ", e.To, " ", e.Cause, " ", e.StatusCode))
+			},
+		})
+		stream := &closingBody{Reader: strings.NewReader("data: 1\n\n")}
+		s.set(func(int, *http.Request) (*http.Response, error) {
+			resp := said(http.StatusBadGateway, "", "Content-Type", "text/event-stream")
+			resp.Body, resp.ContentLength = stream, -1
+			return resp, nil
+		})
+		_, text := readText(t, rt)
+		require.Equal(t, "mine", text)
+		require.True(t, stream.closed.Load())
+		faulty = true
+		readText(t, rt)
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, []string{
+			fmt.Sprint(EventFallbackServed, " func status 0"), fmt.Sprint(EventPanic, "  func 0"), fmt.Sprint(EventFallbackFailed, "  status 502"),
+		}, told)
+	})
+}
+
+type closingBody struct {
+	io.Reader
+	closed atomic.Bool
+}
+
+func (b *closingBody) Close() error { b.closed.Store(true); return nil }

@@ -174,3 +174,22 @@ func TestD16_AnIDThatIsHereWithAnotherKey(t *testing.T) {
 		dlqConserved(t, d)
 	}
 }
+
+// What a letter does not keep, what it says of credentials, whom it is for, and what an answer means for it.
+func TestLetter_WhatItSays(t *testing.T) {
+	l := Letter{URL: "http://user:x@h/", Call: Call{Params: 1}}
+	require.Nil(t, l.clone().Call.Params)
+	l.strip()
+	require.True(t, l.NeedsAuth)
+	require.Equal(t, "http://h/", l.URL)
+
+	require.Equal(t, "h", l.host())
+	require.True(t, l.sameWrite(Letter{URL: "http://h/", Host: "h"}, true), "it says the same twice")
+	l.Host = "v"
+	require.Equal(t, "v", l.host())
+
+	require.False(t, l.outlives(404), "it was about this process alone")
+	l.DoubtSince = time.Now()
+	require.True(t, l.outlives(404))
+	require.False(t, l.outlives(204))
+}

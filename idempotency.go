@@ -148,7 +148,6 @@ type Idempotency struct {
 	shut    bool
 
 	doubts    doubts
-	lookups   pace
 	unwritten unwritten     // outcomes that the store would not take
 	wake      chan struct{} // something is in doubt: Run looks at its plan again
 

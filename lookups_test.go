@@ -3,7 +3,6 @@ package resilience
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -96,29 +95,6 @@ func TestLookups_OurOwnRefusalsDoNotBackOff(t *testing.T) {
 		d.set([]Found{{ID: "call_1"}}, nil)
 		time.Sleep(afterRefusal + 100*time.Millisecond)
 		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"))
-	})
-}
-
-// However many keys are in doubt, look-ups are no flood; and each key gets its turn.
-func TestLookups_AreNoFlood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := &diary{fail: errDenied}
-		i := newIdem(t, IdempotencyConfig{Reconcile: d})
-		const keys = 300
-		for n := range keys {
-			lose(t, i, fmt.Sprint("k", n))
-		}
-		runIdem(t, i)
-		time.Sleep(keys*lookupGap + 2*time.Second)
-		require.GreaterOrEqual(t, d.asked(), keys)
-		list, err := i.Unsettled(t.Context(), keys)
-		require.NoError(t, err)
-		for _, rec := range list {
-			require.True(t, rec.NextLookup.After(rec.Settled.Add(2*time.Second)), "it was looked up")
-		}
-		for n := 1; n < len(d.asks); n++ {
-			require.GreaterOrEqual(t, d.asks[n].Sub(d.asks[n-1]), lookupGap)
-		}
 	})
 }
 

@@ -3,7 +3,6 @@ package resilience
 import (
 	"context"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,8 +18,6 @@ const (
 	afterRefusal = 5 * time.Second
 	// rarest is how far apart look-ups that fail come to be: as far as those of the plan.
 	rarest = time.Hour
-	// lookupGap is the least time between two look-ups, whoever asks: thousands of keys in doubt are no flood.
-	lookupGap = 100 * time.Millisecond
 )
 
 // run looks after keys until ctx ends: it looks lost outcomes up, repeats writes that the store refused, frees what dead
@@ -250,9 +247,6 @@ func (i *Idempotency) find(ctx context.Context, rec Record) Record {
 
 // look is find, and reports whether the record now says what was found: only then absence may be taken from it.
 func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bool) {
-	if !i.lookups.wait(ctx, lookupGap) {
-		return rec, false
-	}
 	i.counts.lookups.Add(1)
 	ev, err := i.callFind(ctx, rec)
 	ev.ID = rec.ID
@@ -298,32 +292,6 @@ func (i *Idempotency) plan(rec Record, err error, now time.Time) keyEvent {
 		e.deadline = at // a last look, right before absence is assumed
 	}
 	return e
-}
-
-// pace has things begin one after the other.
-type pace struct {
-	mu   sync.Mutex
-	next time.Time
-}
-
-// wait returns when it is the caller's turn; false: ctx ended first.
-func (p *pace) wait(ctx context.Context, gap time.Duration) bool {
-	p.mu.Lock()
-	now := time.Now()
-	turn := p.next
-	if turn.Before(now) {
-		turn = now
-	}
-	p.next = turn.Add(gap)
-	p.mu.Unlock()
-	timer := time.NewTimer(turn.Sub(now))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // callFind asks the reconciler, past caches and shared answers, at bulk priority.

@@ -29,9 +29,6 @@ type callID struct {
 // conditionsOf is what a request makes its answer depend on (RFC 9110 section 13.1). A kept answer, which is whole, suits
 // all of them.
 func conditionsOf(h http.Header) string {
-	if len(h) == 0 {
-		return ""
-	}
 	var all []string
 	for name, values := range h {
 		if len(name) > 3 && strings.EqualFold(name[:3], "If-") {

@@ -624,9 +624,9 @@ func TestDLQ_WhatRecallsALetter(t *testing.T) {
 	}
 	require.NoError(t, d.recall("gone", true))
 	ask(nil, nil)
-	d.begin("r", began)
+	d.begin("r", "", began)
 	ask(nil, nil)
-	d.begin("r", began.Add(time.Second))
+	d.begin("r", "", began.Add(time.Second))
 	ask(errOvertaken, nil)
 	d.end("r")
 	d.end("r")

@@ -21,8 +21,9 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	if err != nil {
 		return nil, err
 	}
-	held.began = time.Now()
-	d.begin(t.call.Resource, held.began)
+	sent, _ := t.payload.Bytes()
+	held.began, held.changes = time.Now(), partsOf(t.call.Resource, methodOf(req), sent)
+	d.begin(t.call.Resource, held.changes, held.began)
 	defer d.end(t.call.Resource)
 	ended := false
 	defer func() {
@@ -33,7 +34,7 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	resp, err := next.travel(ctx, t, req)
 	ended = true
 	if err == nil && resp.StatusCode < http.StatusInternalServerError && !d.outlives(held, resp.StatusCode) {
-		d.succeeded(t, req, held, resp.StatusCode)
+		d.succeeded(t, held, resp.StatusCode)
 		return resp, nil
 	}
 	return d.failed(ctx, t, req, held, answer{resp, err})
@@ -61,11 +62,12 @@ func (a answer) close() {
 	}
 }
 
-// holding is the letter whose lease a call with the same key has taken; zero: there is none.
+// holding is a call on its way, and the letter with its key whose lease it has taken.
 type holding struct {
-	slot  *letterSlot
-	token uint64
-	began time.Time // when the call began
+	slot    *letterSlot // nil: there is none
+	token   uint64
+	began   time.Time // when the call began
+	changes parts     // what it changes
 }
 
 // takeOver takes the lease of the letter with the key of the call: its outcome is then the letter's.
@@ -121,9 +123,7 @@ func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
 }
 
 // succeeded settles what letters a write that worked leaves behind.
-func (d *DLQ) succeeded(t *trip, req *http.Request, held holding, status int) {
-	sent, _ := t.payload.Bytes()
-	changed := partsOf(t.call.Resource, methodOf(req), sent)
+func (d *DLQ) succeeded(t *trip, held holding, status int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if t.key != "" {
@@ -135,7 +135,7 @@ func (d *DLQ) succeeded(t *trip, req *http.Request, held holding, status int) {
 		}
 	}
 	if status/100 == 2 {
-		d.supersede(t.call.Resource, changed, held.began)
+		d.supersede(t.call.Resource, held.changes, held.began)
 	}
 }
 

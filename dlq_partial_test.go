@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// change makes one write of a resource.
+// dlqChange makes one write of a resource.
 func dlqChange(t testing.TB, rt http.RoundTripper, method, key, body string) error {
 	t.Helper()
 	ctx := WithCall(WithIdempotencyKey(t.Context(), key), Call{Resource: "agent/1", Effect: EffectIdempotent})
@@ -206,4 +206,21 @@ func TestD13_APartialWriteThatFailsTwiceWaits(t *testing.T) {
 		require.Equal(t, uint64(1), d.Stats().Merged)
 		requireOlder(t, d, w, true)
 	})
+}
+
+// A newer write holds back the letter that it meets while it is under way, and no other.
+func TestD13_APartialWriteIsHeldBackByWhatMeetsIt(t *testing.T) {
+	for name, c := range partialWrites {
+		d := mustDLQ(t, DLQConfig{})
+		began := time.Now()
+		method, body, _ := strings.Cut(c.older, " ")
+		require.NoError(t, d.Add(Letter{
+			ID: "older", Method: method, URL: "http://h/", Body: []byte(body), First: began, Call: Call{Resource: "agent/1"},
+		}))
+		method, body, _ = strings.Cut(c.newer, " ")
+		d.begin("agent/1", partsOf("agent/1", method, []byte(body)), began.Add(time.Second))
+		require.Equal(t, !c.waits, d.recall("older", true) != nil, name)
+		d.end("agent/1")
+		require.NoError(t, d.recall("older", true))
+	}
 }

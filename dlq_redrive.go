@@ -132,7 +132,7 @@ func (d *DLQ) letterContext(ctx context.Context, l *Letter) context.Context {
 // redrive does with a leased letter what is to be done, and gives it back.
 func (d *DLQ) redrive(ls *lease) RedriveResult {
 	defer d.finish(ls)
-	d.begin(ls.letter.Call.Resource, ls.letter.First)
+	d.begin(ls.letter.Call.Resource, ls.slot.parts, ls.letter.First)
 	defer d.end(ls.letter.Call.Resource)
 	if ls.letter.InDoubt {
 		if result, settled := d.lookUp(ls); settled {

@@ -39,29 +39,17 @@ func (p parts) meet(q parts) bool {
 	return slices.ContainsFunc(strings.Split(string(p), "\n"), func(name string) bool { return slices.Contains(names, name) })
 }
 
-// writes are the calls and redrives under way for one resource. One that fails after a newer one has worked is too late to be
-// a letter that the newer one could have superseded, and as old. A redrive is as old as its letter.
+// writes are the calls and redrives under way for one resource, by what they change. One that fails after a newer one has
+// worked is too late to be a letter that the newer one could have superseded, and as old. A redrive is as old as its letter.
 type writes struct {
-	n      int
-	newest time.Time           // when the newest of them began, ended ones included
-	worked time.Time           // when the newest that worked and changed all of it began
-	partly map[parts]time.Time // the same of those that changed parts of it
+	n    int
+	seen map[parts]span
 }
 
-func (w *writes) works(changed parts, began time.Time) {
-	switch {
-	case w == nil: // nobody is under way who could have met it
-		return
-	case changed == "":
-		w.worked = later(w.worked, began)
-		return
-	case w.partly == nil:
-		w.partly = map[parts]time.Time{}
-	}
-	w.partly[changed] = later(w.partly[changed], began)
-}
+// span is when the newest write of something began, ended ones included, and the newest of those that worked.
+type span struct{ begun, worked time.Time }
 
-func (d *DLQ) begin(resource string, began time.Time) {
+func (d *DLQ) begin(resource string, changes parts, began time.Time) {
 	if resource == "" {
 		return
 	}
@@ -69,11 +57,22 @@ func (d *DLQ) begin(resource string, began time.Time) {
 	defer d.mu.Unlock()
 	w := d.writes[resource]
 	if w == nil {
-		w = &writes{}
+		w = &writes{seen: map[parts]span{}}
 		d.writes[resource] = w
 	}
 	w.n++
-	w.newest = later(w.newest, began)
+	s := w.seen[changes]
+	s.begun = later(s.begun, began)
+	w.seen[changes] = s
+}
+
+func (w *writes) works(changed parts, began time.Time) {
+	if w == nil { // nobody is under way who could have met it
+		return
+	}
+	s := w.seen[changed]
+	s.worked = later(s.worked, began)
+	w.seen[changed] = s
 }
 
 func (d *DLQ) end(resource string) {
@@ -92,17 +91,25 @@ func (d *DLQ) end(resource string) {
 // overtaken reports whether a write to resource that began later than that has worked and meets it, as far as both can have
 // been under way together.
 func (d *DLQ) overtaken(resource string, changes parts, began time.Time) bool {
+	return d.met(resource, changes, began, func(s span) time.Time { return s.worked })
+}
+
+// newerUnderWay reports the same of one that need not have ended.
+func (d *DLQ) newerUnderWay(s *letterSlot) bool {
+	return d.met(s.letter.Call.Resource, s.parts, s.letter.First, func(s span) time.Time { return s.begun })
+}
+
+func (d *DLQ) met(resource string, changes parts, began time.Time, by func(span) time.Time) bool {
 	w := d.writes[resource]
 	if w == nil {
 		return false
 	}
-	before := func(worked time.Time) bool { return d.box.elapsed(began) < d.box.elapsed(worked) }
-	for of, worked := range w.partly {
-		if before(worked) && of.meet(changes) {
+	for of, seen := range w.seen {
+		if d.box.elapsed(began) < d.box.elapsed(by(seen)) && of.meet(changes) {
 			return true
 		}
 	}
-	return before(w.worked)
+	return false
 }
 
 var (
@@ -125,15 +132,10 @@ func (d *DLQ) recall(id string, redrive bool) error {
 		return ErrInDoubt
 	case redrive && s.letter.Superseded:
 		return errSuperseded
-	case redrive && d.newerUnderWay(s.letter):
+	case redrive && d.newerUnderWay(s):
 		return errOvertaken
 	}
 	return nil
-}
-
-func (d *DLQ) newerUnderWay(l *Letter) bool {
-	w := d.writes[l.Call.Resource]
-	return w != nil && d.box.elapsed(l.First) < d.box.elapsed(w.newest)
 }
 
 // supersede marks the letters for resource that are older than a write that worked, and meet it.

@@ -24,7 +24,7 @@ func (r *refusedOne) Error() string { return r.who }
 func (r *refusedOne) Unwrap() error { return ErrOpen }
 
 // Everything that may end a wait happens at once, to calls that have names. What ends a call is about that call, the slots
-// in use are those that somebody holds, and after the end of it all nothing is left.
+// counted are those that were given, and after the end of it all nothing is left.
 func TestBulkhead_WhatEndsAWaitIsAboutThatCall(t *testing.T) {
 	for seed := range uint64(2) {
 		whoseEnd(t, seed)
@@ -47,7 +47,6 @@ func whoseEnd(t *testing.T, seed uint64) {
 	var share atomic.Int64
 	share.Store(100)
 	b.share = func() float64 { return float64(share.Load()) / 100 }
-	var flying [3]atomic.Int64
 	var counts [8]atomic.Int64
 	stop := make(chan struct{})
 	var meddler, wg sync.WaitGroup
@@ -92,15 +91,12 @@ func whoseEnd(t *testing.T, seed uint64) {
 				}
 				tr := &trip{call: Call{Operation: strconv.Itoa(worker*1000 + n), Priority: Priority(1 + rng.IntN(3))}}
 				came.Add(1)
-				tier := tierOf(tr.call.Priority)
 				down := false
 				_, err := b.pass(ctx, tr, nil, legFunc(func(*trip, *http.Request) (*http.Response, error) {
 					down = true
-					flying[tier].Add(1)
 					if rng.IntN(2) == 0 {
 						runtime.Gosched()
 					}
-					flying[tier].Add(-1)
 					return reply(200, ""), nil
 				}))
 				var refused *refusedOne

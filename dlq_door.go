@@ -33,9 +33,13 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	}()
 	resp, err := next.travel(ctx, t, req)
 	ended = true
-	if err == nil && resp.StatusCode < http.StatusInternalServerError && !d.outlives(held, resp.StatusCode) {
-		d.succeeded(t, held, resp.StatusCode)
-		return resp, nil
+	code := unreadRefusal(err)
+	if err == nil {
+		code = resp.StatusCode
+	}
+	if code != 0 && code < http.StatusInternalServerError && !d.outlives(held, code) {
+		d.succeeded(t, held, code)
+		return resp, err
 	}
 	return d.failed(ctx, t, req, held, answer{resp, err})
 }
@@ -217,7 +221,7 @@ var neverParked = []error{
 
 // wants reports whether the queue takes a failed write.
 func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) bool {
-	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) || unreadRefusal(a.err) != 0 {
+	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) {
 		return false
 	}
 	for _, never := range neverParked {

@@ -61,7 +61,8 @@ var letterCauses = []struct {
 	cause string
 }{
 	{ErrDisputed, "disputed"}, {ErrKeyReused, "key"}, {ErrBadKey, "key"}, {ErrPoison, "poison"}, {ErrOpen, "open"},
-	{ErrFull, "full"}, {ErrStoreFull, "store"}, {ErrStore, "store"}, {errOvertaken, "overtaken"}, {errSuperseded, "superseded"}, {ErrInFlight, "in-flight"}, {ErrTimeout, "timeout"},
+	{ErrFull, "full"}, {ErrStoreFull, "store"}, {ErrStore, "store"}, {errOvertaken, "overtaken"},
+	{errSuperseded, "superseded"}, {ErrInFlight, "in-flight"}, {ErrTimeout, "timeout"},
 	{context.DeadlineExceeded, "timeout"}, {context.Canceled, "canceled"}, {ErrClosed, "closed"}, {ErrInDoubt, "in-doubt"},
 }
 

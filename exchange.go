@@ -51,8 +51,8 @@ func statusOf(err error) (status int) {
 	return status
 }
 
-// unreadRefusal is the status of an answer that refused the request and could not be read to its end; 0: err is no such
-// answer. What follows is the same as if all of it had come.
+// unreadRefusal is the status of an answer that refused a call which must happen once, and could not be read to its end; 0:
+// err is no such answer.
 func unreadRefusal(err error) int {
 	if code := statusOf(err); isRefusalStatus(code) && NotSent(err) && !isRefusal(err) {
 		return code

@@ -1442,42 +1442,26 @@ func TestF17_TheSameAnswerAgainIsNotKeptWhenAWriteOvertookIt(t *testing.T) {
 }
 
 // A write that was given up while its transport still worked on it may change things later: what was read meanwhile goes
-// when it has really ended.
+// when it has really ended. One of no resource takes nothing with it.
 func TestF17_AWriteThatIsAbandonedInvalidatesAgainAtItsEnd(t *testing.T) {
-	f, _, _ := newShop(t, FallbackConfig{})
-	l := &lingering{err: errDown}
-	rt := f.Wrap(legFunc(func(_ *trip, req *http.Request) (*http.Response, error) {
-		if req.Method == http.MethodPatch {
-			return nil, l
-		}
-		resp := said(http.StatusOK, "old")
-		return resp, body.Hold(resp, -1)
-	}))
-	_, err := writeTo(t, rt, "call/abc")
-	require.ErrorIs(t, err, errDown)
-	_, err = readAt(t, rt, "abc")
-	require.NoError(t, err)
-	require.Equal(t, 1, f.Stats().Entries)
-	l.tail.end()
-	require.Zero(t, f.Stats().Entries)
-}
-
-func TestF17_AWriteOfNoResourceThatIsAbandonedInvalidatesNothing(t *testing.T) {
-	f, _, _ := newShop(t, FallbackConfig{})
-	l := &lingering{err: errDown}
-	rt := f.Wrap(legFunc(func(_ *trip, req *http.Request) (*http.Response, error) {
-		if req.Method == http.MethodPatch {
-			return nil, l
-		}
-		resp := said(http.StatusOK, "old")
-		return resp, body.Hold(resp, -1)
-	}))
-	_, err := writeTo(t, rt, "")
-	require.ErrorIs(t, err, errDown)
-	_, err = readAt(t, rt, "abc")
-	require.NoError(t, err)
-	l.tail.end()
-	require.Equal(t, 1, f.Stats().Entries)
+	for resource, left := range map[string]int{"call/abc": 0, "": 1} {
+		f, _, _ := newShop(t, FallbackConfig{})
+		l := &lingering{err: errDown}
+		rt := f.Wrap(legFunc(func(_ *trip, req *http.Request) (*http.Response, error) {
+			if req.Method == http.MethodPatch {
+				return nil, l
+			}
+			resp := said(http.StatusOK, "old")
+			return resp, body.Hold(resp, -1)
+		}))
+		_, err := writeTo(t, rt, resource)
+		require.ErrorIs(t, err, errDown)
+		_, err = readAt(t, rt, "abc")
+		require.NoError(t, err)
+		require.Equal(t, 1, f.Stats().Entries)
+		l.tail.end()
+		require.Equal(t, left, f.Stats().Entries, resource)
+	}
 }
 
 func TestF19_AClockThatGoesBackMakesNothingYounger(t *testing.T) {

@@ -19,8 +19,8 @@ import (
 // warn and fail), or with a status page for a browser (a GET that prefers text/html). The status code is 200 while healthy,
 // degraded or unknown and 503 when unhealthy. The draft has no word for unknown: the whole is then "warn", so that nothing
 // unseen passes, and a single check has no "status"; the key "health" always holds the plain word, and "events" the
-// last fifty of what happened on the road, the newest first. Cache-Control says how long the probe's answer still counts. A request that
-// HealthConfig.ShowDetails turns down gets the one word alone.
+// last fifty of what happened on the road, the newest first. Cache-Control says how long the probe's answer still counts. A
+// request that HealthConfig.ShowDetails turns down gets the one word alone.
 //
 // Once something is known of the other side, the answer waits at most half a second for the probe, however long that hangs:
 // then what is known is shown, with its age. Only the first reads of all may wait for ProbeTimeout.

@@ -120,7 +120,7 @@ func TestI08_ARefusalWhoseBodyCannotBeReadGivesTheKeyBack(t *testing.T) {
 func TestI08_ARefusalWhoseBodyCannotBeReadMakesNoLetter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 50}})
-		answers := []int{403, 503, 503, 503, 404}
+		answers := []int{403, 503, 503, 503, 404, 404}
 		p := &phone{before: func(_ *http.Request, n int) (*http.Response, error) {
 			code := answers[n-1]
 			if code == 503 {
@@ -138,6 +138,12 @@ func TestI08_ARefusalWhoseBodyCannotBeReadMakesNoLetter(t *testing.T) {
 		time.Sleep(time.Minute)
 		s.DLQ.Redrive(t.Context())
 		require.Equal(t, "poison", s.DLQ.List(LetterFilter{})[0].ParkedReason, "the same request gets the same answer")
+
+		require.NoError(t, s.DLQ.Requeue(s.DLQ.List(LetterFilter{})[0].ID))
+		_, err = dial(t.Context(), t, s.Wrap(p), "k", dialBody) // which takes the letter over
+		require.NotErrorIs(t, err, ErrParked)
+		require.True(t, NotSent(err))
+		require.Zero(t, s.DLQ.Stats().Letters, "it is answered")
 		closeStack(t, s)
 	})
 }

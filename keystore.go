@@ -27,8 +27,9 @@ type KeyStore interface {
 	// CompareAndSwap writes rec if the stored version is still old (0: there is no record), in one atomic step,
 	// linearizable for each id, and durable before it returns true where the store is durable. A record with State
 	// KeyFree is removed instead. It returns the new version (0 after a removal), which an id never had before, also not
-	// before a removal; swapped is false, with version 0 and no error, when somebody else was faster. It returns ErrStoreFull for a new record when the store holds as many as it may; the
-	// caller then sweeps and asks again. A store never gives a record up by itself to make room.
+	// before a removal; swapped is false, with version 0 and no error, when somebody else was faster. It returns
+	// ErrStoreFull for a new record when the store holds as many as it may; the caller then sweeps and asks again. A
+	// store never gives a record up by itself to make room.
 	CompareAndSwap(ctx context.Context, old uint64, rec Record) (version uint64, swapped bool, err error)
 
 	// Unsettled lists the records in the states KeyClaimed, KeySending, KeyInDoubt and KeyDisputed, ordered by id, at

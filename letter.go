@@ -72,7 +72,8 @@ type Letter struct {
 	// sends, and what was settled here before, says nothing about what another process sent: only what is said of the key
 	// as a whole, and later, ends such a doubt. Zero: the doubt, if any, is about sends of this process. Add keeps it.
 	DoubtSince time.Time
-	// Parked: redriving has given the letter up (which is not what [ErrParked] says), see ParkedReason. It stays until it is requeued, deleted, or settled.
+	// Parked: redriving has given the letter up (which is not what [ErrParked] says), see ParkedReason. It stays until it is
+	// requeued, deleted, or settled.
 	Parked bool
 	// ParkedReason is "attempts", "poison", "expired", "disputed" or "redacted".
 	ParkedReason string

@@ -163,7 +163,7 @@ func (r *Retry) judge(t *trip, resp *http.Response, err error) judgment {
 		switch {
 		case !whole || isRefusal(err) || errors.Is(err, ErrTooLarge) || InDoubt(err):
 		case NotSent(err):
-			v.again = !once || statusOf(err) == 0 // an answer that cannot be read has refused it
+			v.again = unreadRefusal(err) == 0 // which says no, and so would the next
 		default:
 			v.again = !once
 		}

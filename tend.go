@@ -39,13 +39,13 @@ func (i *Idempotency) run(ctx context.Context) error {
 
 // tend goes once over everything that is not settled and returns when to come again.
 func (i *Idempotency) tend(ctx context.Context) time.Duration {
+	for _, id := range i.unwritten.ids() {
+		i.rewrite(ctx, id)
+	}
 	next, began := tendEvery, i.store.Now()
 	open := map[string]Record{}
 	var failed error
 	for cursor := ""; ; {
-		for _, id := range i.unwritten.ids() {
-			i.rewrite(ctx, id)
-		}
 		page, after, err := i.unsettled(ctx, cursor, 256)
 		if err != nil {
 			failed = err

@@ -1,0 +1,147 @@
+package resilience
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// The life of a [Stack]: what runs in the background, which calls are under way, and how it all ends.
+
+// Run does the background work until ctx ends or the stack is closed, and returns nil then: it redrives letters, looks
+// keys in doubt up, refreshes the health probe and sweeps what has expired. Start it once, on a goroutine of your own; a
+// second Run at the same time is an error. Without Run calls work, but letters and keys in doubt wait.
+func (s *Stack) Run(ctx context.Context) error {
+	if !s.running.CompareAndSwap(false, true) {
+		return errors.New("resilience: this stack's Run is running already")
+	}
+	defer s.running.Store(false)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-s.closing:
+			cancel(ErrClosed)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	if s.Idempotency != nil {
+		g.Go(func() error { return s.Idempotency.run(ctx) })
+	}
+	if s.DLQ != nil {
+		g.Go(func() error { return ignoreEnd(ctx, s.DLQ.run(ctx)) })
+	}
+	g.Go(func() error { s.tend(ctx); return nil })
+	return g.Wait()
+}
+
+// ignoreEnd: that its context ended is no failure of background work.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// tend keeps the probe fresh and the cache small.
+func (s *Stack) tend(ctx context.Context) {
+	for ctx.Err() == nil { // or a Run that is over before it began asks the other side
+		wait := s.health.refresh(ctx)
+		s.Fallback.sweep()
+		if wait <= 0 || wait > time.Minute {
+			wait = time.Minute
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// Close ends the stack: new calls, waiters and callers who back off get ErrClosed at once, Run returns, and calls that
+// are on the wire are awaited. When ctx ends before they do, effect-once ones among them are recorded as in doubt and all
+// are counted in the error. A probe under way is called off, and none begins. Events so far are delivered before it returns, if
+// ctx lasts. List, Export, Lookup, Resolve, Stats and State go on working. A second Close waits again.
+func (s *Stack) Close(ctx context.Context) error {
+	s.once.Do(func() {
+		s.calls.close()
+		close(s.closing)
+	})
+	var errs []error
+	if err := s.calls.wait(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	if s.Idempotency != nil {
+		errs = append(errs, s.Idempotency.shutdown(ctx))
+	}
+	if s.DLQ != nil {
+		errs = append(errs, s.DLQ.close(ctx))
+	}
+	if s.Fallback != nil {
+		errs = append(errs, s.Fallback.drain(ctx))
+	}
+	errs = append(errs, s.health.drain(ctx))
+	for _, e := range s.sinks() {
+		errs = append(errs, e.drain(ctx))
+	}
+	s.mu.Lock()
+	own := s.own
+	s.mu.Unlock()
+	for _, tr := range own {
+		tr.CloseIdleConnections()
+	}
+	return errors.Join(errs...)
+}
+
+// callCount counts callers that are on the road, and lets nobody in once closed.
+type callCount struct {
+	state atomic.Int64 // the number of callers; closedBit is added at close
+	empty chan struct{}
+	done  sync.Once
+}
+
+const closedBit = 1 << 62
+
+func (c *callCount) begin() bool {
+	if c.state.Add(1) >= closedBit {
+		c.end()
+		return false
+	}
+	return true
+}
+
+func (c *callCount) end() {
+	if c.state.Add(-1) == closedBit {
+		c.done.Do(func() { close(c.empty) })
+	}
+}
+
+func (c *callCount) close() {
+	if c.state.Add(closedBit) == closedBit {
+		c.done.Do(func() { close(c.empty) })
+	}
+}
+
+func (c *callCount) wait(ctx context.Context) error {
+	select {
+	case <-c.empty:
+		return nil
+	default:
+	}
+	select {
+	case <-c.empty:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d callers were still waiting: %w", c.state.Load()-closedBit, context.Cause(ctx))
+	}
+}

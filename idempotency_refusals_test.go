@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -146,4 +147,25 @@ func TestI08_ARefusalWhoseBodyCannotBeReadMakesNoLetter(t *testing.T) {
 		require.Zero(t, s.DLQ.Stats().Letters, "it is answered")
 		closeStack(t, s)
 	})
+}
+
+// A refusal of our own, or one that leaves a doubt of another send, may have the status of an earlier answer: nothing was
+// answered to this request.
+func TestUnreadRefusal_IsOneThatSettlesItsCall(t *testing.T) {
+	tr := &trip{}
+	with := func(e *Error, code int) error { e.StatusCode = code; return fmt.Errorf("outer: %w", e) }
+	for name, c := range map[string]struct {
+		err  error
+		want int
+	}{
+		"none":                 {nil, 0},
+		"no status":            {tr.fail("idempotency", MarkNotSent(io.EOF)), 0},
+		"refused by the API":   {with(tr.fail("idempotency", MarkNotSent(io.EOF)), 404), 404},
+		"a status of doubt":    {with(tr.fail("idempotency", MarkNotSent(io.EOF)), 409), 0},
+		"refused, first sends": {with(tr.fail("idempotency", errors.Join(ErrInDoubt, io.EOF)), 404), 0},
+		"not proven":           {with(tr.fail("timeout", io.EOF), 404), 0},
+		"refused by us":        {with(tr.refuse("idempotency", ErrInFlight), 404), 0},
+	} {
+		require.Equal(t, c.want, unreadRefusal(c.err), name)
+	}
 }

@@ -264,3 +264,11 @@ func (d *DLQ) Stats() DLQStats {
 	}
 	return s
 }
+
+// overdue is for how long the next redrive has been due; 0: none is.
+func (s DLQStats) overdue(now time.Time) time.Duration {
+	if s.NextDue.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(s.NextDue))
+}

@@ -219,7 +219,8 @@ type Report struct {
 	Time time.Time
 	// FreshFor is how long the answer of the probe will still count. 0: the next read asks again, or there is no probe.
 	FreshFor time.Duration
-	// Checks holds "api" first, then the layers in the order of [Config], the account, the latency, and HealthConfig.Checks.
+	// Checks holds "api" first, then the layers in the order of [Config], what [Stack.Run] does, the account, the latency, and
+	// HealthConfig.Checks.
 	Checks []CheckResult
 }
 

@@ -29,8 +29,9 @@ var layerReadings = map[string][]string{
 	"dlq":      {"letters", "parked", "in doubt", "oldest", "unwritten"},
 	"timeout":  {"limit", "lingering"},
 	"retry":    {"budget", "throttled"},
-	"bulkhead": {"slots", "queue", "shed", "abandoned"},
+	"bulkhead": {"slots", "queue", "shed", "abandoned", "wait"},
 	"circuit":  {"state", "failure rate"},
+	"run":      {"state"},
 	"account":  {"key", "payment", "permission"},
 	"latency":  {"p50", "p90", "p99", "calls"},
 }
@@ -61,9 +62,11 @@ var layerReadings = map[string][]string{
 //	          queue, by tier    calls that wait: more than four fifths of the places
 //	          shed              calls turned away in the last ten seconds: any
 //	          abandoned         calls without a caller: as many as there are slots
+//	          wait              s, of the call that has waited longest for a slot: more than 30
 //	fallback  answers           stored answers
 //	timeout   limit, lingering  timeouts that fired; calls that go on after theirs
 //	retry     budget, throttled retries; operations that wait after a 429
+//	run       state             running, closed, not running: degraded once a letter is a minute overdue, unknown before that
 //	latency   p50, p90, p99, calls, each by class: ms, calls, since the process began
 //
 // The account is judged by the answers to ordinary calls, probe or no probe: what came from the other side just now, nothing
@@ -272,6 +275,28 @@ func abandonedStatus(abandoned, slots int) (Status, string) {
 		return Healthy, fmt.Sprintf("%d going on without a caller", abandoned)
 	}
 	return Healthy, ""
+}
+
+// longWait is when those who wait for a slot should long have had one: as long as a request may take, all told.
+const longWait = 30 * time.Second
+
+// slotWaitStatus judges the wait of the call that has waited longest for a slot.
+func slotWaitStatus(oldest time.Duration) (Status, string) {
+	if oldest > longWait {
+		return Degraded, fmt.Sprintf("a call has waited %s for a slot", oldest.Round(time.Second))
+	}
+	return Healthy, ""
+}
+
+// longOverdue leaves time for whoever calls DLQ.Redrive instead of running the stack.
+const longOverdue = time.Minute
+
+// idleStatus judges background work that nobody does. overdue is for how long a letter could have been redriven; 0: there is none.
+func idleStatus(overdue time.Duration) (Status, string) {
+	if overdue > longOverdue {
+		return Degraded, "letters are due and nobody redrives them: Stack.Run was not started, or has ended"
+	}
+	return Unknown, "Stack.Run was not started, or has ended: letters and keys in doubt will wait"
 }
 
 // longInDoubt is when a key in doubt should long have been settled by looking it up.

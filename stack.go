@@ -348,6 +348,8 @@ type Stats struct {
 	Latency map[string]Latency
 	// Calls is the number of callers on the road now.
 	Calls int
+	// Running: [Stack.Run] is at work.
+	Running bool
 }
 
 // Stats may be called at any time.
@@ -359,6 +361,6 @@ func (s *Stack) Stats() Stats {
 	return Stats{
 		Fallback: s.Fallback.Stats(), Idempotency: s.Idempotency.Stats(), DLQ: s.DLQ.Stats(), Timeout: s.Timeout.Stats(),
 		Retry: s.Retry.Stats(), Bulkhead: s.Bulkhead.Stats(), Breaker: s.Breaker.Stats(),
-		Latency: s.latency.snapshot(), Calls: int(calls),
+		Latency: s.latency.snapshot(), Calls: int(calls), Running: s.running.Load(),
 	}
 }

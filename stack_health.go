@@ -30,6 +30,9 @@ func (s *Stack) wireHealth(cfg Config) {
 	if s.Breaker != nil {
 		h.watch("circuit", func(context.Context) []CheckResult { return s.checkCircuit(cfg.Breaker) })
 	}
+	if s.Idempotency != nil || s.DLQ != nil {
+		h.watch("run", s.checkRun)
+	}
 	if len(h.watchers) > 0 { // alone they say nothing about health
 		h.watch("account", func(context.Context) []CheckResult { return s.account.readings() })
 		h.watch("latency", s.checkLatency)
@@ -107,7 +110,9 @@ func (s *Stack) checkSlots(context.Context) []CheckResult {
 	}
 	abandoned := reading("abandoned", float64(st.Abandoned), "calls").judged(abandonedStatus(st.Abandoned, st.Total))
 	abandoned.Limit = float64(st.Total)
-	return append(out, reading("shed", float64(st.RecentSheds), "calls").judged(shedStatus(st.RecentSheds)), abandoned)
+	return append(out,
+		reading("shed", float64(st.RecentSheds), "calls").judged(shedStatus(st.RecentSheds)), abandoned,
+		reading("wait", st.OldestWait.Seconds(), "s").judged(slotWaitStatus(st.OldestWait)))
 }
 
 // maxCircuitsShown bounds what is said of circuits that a key names, when everything is down.
@@ -132,6 +137,20 @@ func circuitReading(key string, st BreakerStats, metricsOnly bool) CheckResult {
 	r := CheckResult{Measure: "state", Instance: key, State: st.State.String(), RetryAfter: st.RetryAfter, Time: time.Now()}
 	r.Status, r.Message = circuitStatus(st.State.String(), st.Forced, metricsOnly)
 	return r
+}
+
+// checkRun tells of background work that nobody has started, which is the first thing to forget.
+func (s *Stack) checkRun(context.Context) []CheckResult {
+	r := CheckResult{Measure: "state", State: "running", Status: Healthy, Time: time.Now()}
+	switch {
+	case s.running.Load():
+	case s.calls.closed():
+		r.State, r.Status, r.Message = "closed", Unknown, "the stack is closed"
+	default:
+		r.State = "not running"
+		r.Status, r.Message = idleStatus(s.DLQ.Stats().overdue(r.Time))
+	}
+	return []CheckResult{r}
 }
 
 // checkLatency reports what callers waited since the process began.

@@ -15,7 +15,7 @@ import (
 
 // Run does the background work until ctx ends or the stack is closed, and returns nil then: it redrives letters, looks
 // keys in doubt up, refreshes the health probe and sweeps what has expired. Start it once, on a goroutine of your own; a
-// second Run at the same time is an error. Without Run calls work, but letters and keys in doubt wait.
+// second Run at the same time is an error. Without Run calls work, but letters and keys in doubt wait; health says so as "run".
 func (s *Stack) Run(ctx context.Context) error {
 	if !s.running.CompareAndSwap(false, true) {
 		return errors.New("resilience: this stack's Run is running already")
@@ -131,6 +131,8 @@ func (c *callCount) close() {
 		c.done.Do(func() { close(c.empty) })
 	}
 }
+
+func (c *callCount) closed() bool { return c.state.Load() >= closedBit }
 
 func (c *callCount) wait(ctx context.Context) error {
 	select {

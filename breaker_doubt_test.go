@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -78,41 +79,6 @@ func TestIdempotency_ATooLargeAnswerIsAcceptedOnlyByItsStatus(t *testing.T) {
 	}
 }
 
-// A circuit that nobody has used has no history, whatever was done to all.
-func TestBreaker_ACircuitNobodyUsedHasNoHistory(t *testing.T) {
-	b := newTestBreaker(t, BreakerConfig{Key: byOperation})
-	b.ForceOpen()
-	unused := b.Circuit("unused")
-	before := unused.Stats()
-	_, err := unused.Allow() // makes it
-	require.ErrorIs(t, err, ErrOpen)
-	require.LessOrEqual(t, before.Opened, unused.Stats().Opened, "totals never go back")
-}
-
-// A slot that comes with the end of MaxWait is as useless in the last moment of the budget as any other.
-func TestBulkhead_ASlotInTheLastMomentIsNotUsed(t *testing.T) {
-	for range 200 {
-		synctest.Test(t, func(t *testing.T) {
-			c := oneSlot()
-			c.MaxWait = time.Second
-			b := newTestBulkhead(t, c)
-			release, err := b.Acquire(t.Context(), PriorityNormal)
-			require.NoError(t, err)
-			time.AfterFunc(time.Second, release)
-			sent := 0
-			rt := Chain(newTime(t, TimeoutConfig{}).Budget(), b).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
-				sent++
-				return answering(200)(req)
-			}))
-			_, err = fetch(WithBudget(t.Context(), time.Second+5*time.Millisecond), t, rt)
-			require.Error(t, err)
-			require.Zero(t, sent)
-			synctest.Wait()
-			requireIdle(t, b)
-		})
-	}
-}
-
 // A write that is answered 503 is in doubt, and yet it is the status that opened the circuit.
 func TestB19_ARefusalNamesTheStatusOfWritesToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -131,4 +97,37 @@ func TestB19_ARefusalNamesTheStatusOfWritesToo(t *testing.T) {
 		require.Equal(t, 503, events.all[0].StatusCode)
 		closeStack(t, s)
 	})
+}
+
+// A success that was cut short is a failure of the server, also where it leaves the call in doubt.
+func TestBreaker_ACutAnswerInDoubtIsAFailure(t *testing.T) {
+	b := newTestBreaker(t, BreakerConfig{})
+	i, l := newIdem(t, IdempotencyConfig{}), newTime(t, TimeoutConfig{})
+	rt := Chain(i.Claim(), b, i.Intent(), l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 201, Header: http.Header{}, Body: io.NopCloser(errorReader{io.ErrUnexpectedEOF}), ContentLength: 99}, nil
+	}))
+	_, err := dial(t.Context(), t, rt, "k", dialBody)
+	require.ErrorIs(t, err, ErrInDoubt)
+	requireTotals(t, b, OutcomeFailure)
+}
+
+// A 503 with too large a body.
+func TestBreaker_ATooLarge503IsAFailure(t *testing.T) {
+	for _, code := range []int{503, 429, 200} {
+		b, err := NewBreaker(BreakerConfig{})
+		require.NoError(t, err)
+		l := newTime(t, TimeoutConfig{MaxResponseBytes: 4})
+		rt := Chain(b, l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			return reply(code, "much too large"), nil
+		}))
+		_, err = fetch(t.Context(), t, rt)
+		require.ErrorIs(t, err, ErrTooLarge)
+		s := b.Stats()
+		switch code {
+		case 503:
+			require.EqualValues(t, 1, s.Failures)
+		case 429:
+			require.EqualValues(t, 1, s.Ignored)
+		}
+	}
 }

@@ -1364,3 +1364,111 @@ func TestBreaker_NamesAreStable(t *testing.T) {
 	require.Equal(t, "closed half-open open", fmt.Sprint(BreakerClosed, " ", BreakerHalfOpen, " ", BreakerOpen))
 	require.Equal(t, "failure success ignored", fmt.Sprint(OutcomeFailure, " ", OutcomeSuccess, " ", OutcomeIgnored))
 }
+
+// B15: what never reached the wire is in no count: cached answers, shared ones, a full bulkhead, a shut gate.
+func TestB15_NothingThatStayedHereIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{
+			Fallback: FallbackConfig{ServeFresh: true},
+			Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1, Queue: -1},
+			Retry:    RetryConfig{Max: -1},
+		})
+		answer := func() *http.Response { return reply(200, "agent") }
+		rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return answer(), nil
+		}))
+		counts := func() [3]uint64 {
+			b := s.Breaker.Stats()
+			return [3]uint64{b.Successes, b.Failures, b.Ignored}
+		}
+		var wg sync.WaitGroup
+		for range 50 { // one asks, the others share
+			wg.Go(func() { _, err := fetch(t.Context(), t, rt); require.NoError(t, err) })
+		}
+		wg.Wait()
+		require.Equal(t, [3]uint64{1, 0, 0}, counts())
+		for range 200 {
+			_, err := fetch(t.Context(), t, rt)
+			require.NoError(t, err)
+		}
+		require.Equal(t, [3]uint64{1, 0, 0}, counts())
+
+		wg.Go(func() { _, err := dial(t.Context(), t, rt, "a", dialBody); require.NoError(t, err) })
+		synctest.Wait()
+		for i := range 9 {
+			_, err := dial(t.Context(), t, rt, fmt.Sprint("b", i), dialBody)
+			require.ErrorIs(t, err, ErrFull)
+		}
+		wg.Wait()
+		require.Equal(t, [3]uint64{2, 0, 0}, counts())
+
+		answer = func() *http.Response { return reply(429, "", "Retry-After", "60") }
+		_, err := dial(t.Context(), t, rt, "c", dialBody)
+		require.NoError(t, err)
+		require.Equal(t, [3]uint64{2, 0, 1}, counts())
+		for i := range 9 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			_, err := dial(ctx, t, rt, fmt.Sprint("d", i), dialBody)
+			cancel()
+			require.ErrorIs(t, err, ErrThrottled)
+		}
+		require.Equal(t, [3]uint64{2, 0, 1}, counts())
+		require.Equal(t, BreakerCounts{Successes: 2}, s.Breaker.Stats().Window)
+		closeStack(t, s)
+	})
+}
+
+// ForceOpen when the open period is over, but nobody has tried yet.
+func TestBreaker_ForceOpenSendsThoseHomeWhoWaitForATrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{
+			Bulkhead: BulkheadConfig{Total: 1},
+			Breaker:  BreakerConfig{MinCalls: 1, OpenFor: time.Second},
+		})
+		require.NoError(t, err)
+		release, err := s.Bulkhead.Acquire(t.Context(), PriorityNormal)
+		require.NoError(t, err)
+		done, err := s.Breaker.Allow()
+		require.NoError(t, err)
+		done(OutcomeFailure)
+		time.Sleep(time.Second)
+		require.Equal(t, BreakerHalfOpen, s.Breaker.State())
+		var waiting error
+		returned := make(chan struct{})
+		go func() {
+			defer close(returned)
+			_, waiting = fetch(t.Context(), t, s.Wrap(slow(0)))
+		}()
+		synctest.Wait()
+		require.Equal(t, 1, s.Bulkhead.Stats().Waiting)
+		s.Breaker.ForceOpen()
+		synctest.Wait()
+		still := s.Bulkhead.Stats().Waiting
+		release()
+		<-returned
+		require.ErrorIs(t, waiting, ErrOpen)
+		require.Zero(t, still, "sent home at once")
+	})
+}
+
+func TestB24_GrowthIsSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		seen := map[time.Duration]bool{}
+		for range 20 {
+			b, err := NewBreaker(BreakerConfig{MinCalls: 1, OpenFor: time.Second})
+			require.NoError(t, err)
+			for range 2 {
+				time.Sleep(b.Stats().RetryAfter)
+				done, err := b.Allow()
+				require.NoError(t, err)
+				done(OutcomeFailure)
+			}
+			wait := b.Stats().RetryAfter
+			require.LessOrEqual(t, wait, 2*time.Second)
+			require.GreaterOrEqual(t, wait, 1500*time.Millisecond)
+			seen[wait] = true
+		}
+		require.Greater(t, len(seen), 10)
+	})
+}

@@ -63,6 +63,7 @@ type watchedContext struct {
 }
 
 func (w *watchedContext) Done() <-chan struct{} { return w.done }
+
 func (w *watchedContext) AfterFunc(f func()) func() bool {
 	w.open.Add(1)
 	var once sync.Once
@@ -302,4 +303,86 @@ func TestCallContext_TheFirstEndCounts(t *testing.T) {
 	c.end(finished)
 	require.ErrorIs(t, c.Err(), context.DeadlineExceeded)
 	require.ErrorIs(t, causeOf(c), errBudget)
+}
+
+func TestDetached_HasNothingOfTheCallers(t *testing.T) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api.test/a", io.NopCloser(nil))
+	require.NoError(t, err)
+	req.GetBody = func() (io.ReadCloser, error) { return nil, io.EOF }
+	req.Cancel = make(chan struct{}) //nolint:staticcheck // http.Client still sets it
+	req.Header.Set("X-Tag", "mine")
+	own := detached(t.Context(), req)
+	require.Nil(t, own.Body)
+	require.Nil(t, own.GetBody)
+	require.Nil(t, own.Cancel) //nolint:staticcheck // as above
+	own.Header.Set("X-Tag", "own")
+	own.URL.Path = "/own"
+	require.Equal(t, "mine", req.Header.Get("X-Tag"))
+	require.Equal(t, "/a", req.URL.Path)
+}
+
+// A context tells of the first of all the times that bound it.
+func TestContext_TheEarliestDeadlineCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		for _, theirs := range []time.Duration{0, time.Second, 20 * time.Second, time.Hour} {
+			for _, budget := range []time.Duration{0, 2 * time.Second, 30 * time.Second} {
+				ctx := t.Context()
+				want := 10 * time.Second // the attempt's own
+				if theirs != 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, theirs)
+					defer cancel()
+				}
+				tr := newTrip()
+				call := tr.begin(ctx)
+				if budget != 0 {
+					call.limit(tr.now(), budget)
+				}
+				outer := theirs
+				if budget != 0 && (theirs == 0 || budget < theirs) {
+					outer = budget
+				}
+				deadline, ok := call.Deadline()
+				require.Equal(t, outer != 0, ok)
+				if ok {
+					require.Equal(t, outer, deadline.Sub(began))
+				}
+				require.Equal(t, budget != 0 && outer == budget, call.budgetIsFirst())
+				ofBudget := budget != 0 && budget < want
+				for _, bound := range []time.Duration{theirs, budget} {
+					if bound != 0 {
+						want = min(want, bound)
+					}
+				}
+				c := &attemptContext{layer: newTime(t, TimeoutConfig{Request: 10 * time.Second}), trip: tr}
+				require.True(t, c.start(call))
+				deadline, ok = c.Deadline()
+				require.True(t, ok)
+				require.Equal(t, want, deadline.Sub(began), "theirs %v, budget %v", theirs, budget)
+				require.Equal(t, ofBudget, c.kind == limitBudget)
+				c.close()
+				call.end(finished)
+			}
+		}
+	})
+}
+
+// Work that looks why its context ended sees that it was the budget.
+func TestAttemptContext_TheBudgetIsTheCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTrip()
+		call := tr.begin(t.Context())
+		call.limit(tr.now(), time.Second)
+		c := &attemptContext{layer: newTime(t, TimeoutConfig{}), trip: tr}
+		require.True(t, c.start(call))
+		<-c.Done()
+		require.Equal(t, errBudget, context.Cause(c))
+		require.ErrorIs(t, c.Err(), context.DeadlineExceeded)
+		late := &attemptContext{layer: c.layer, trip: tr}
+		require.False(t, late.start(call), "exactly when the budget is used up there is nothing left")
+		require.Equal(t, errBudget, causeOf(late.parent))
+		require.ErrorIs(t, call.Err(), context.DeadlineExceeded)
+		c.close()
+	})
 }

@@ -82,3 +82,15 @@ func inWords(d time.Duration) string {
 }
 
 func inMinutes(d time.Duration) string { return fmt.Sprintf("%d min", d/time.Minute) }
+
+func TestConfig_AForgottenUnitIsRefused(t *testing.T) {
+	_, err := New(Config{
+		Timeout: TimeoutConfig{Request: 30}, Breaker: BreakerConfig{OpenFor: 999},
+		Idempotency: IdempotencyConfig{TTL: 24}, DLQ: DLQConfig{MaxAge: 3600 * time.Nanosecond},
+	})
+	require.ErrorContains(t, err, "Timeout.Request: must be at least 1µs (a number alone counts nanoseconds: write 30 * time.Second), got 30ns")
+	require.ErrorContains(t, err, "Breaker.OpenFor")
+	require.ErrorContains(t, err, "Idempotency.TTL")
+	_, err = New(Config{Timeout: TimeoutConfig{Connect: time.Microsecond}})
+	require.NoError(t, err)
+}

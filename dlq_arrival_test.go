@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -13,6 +12,34 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// An import says so when a letter of it finds no room on arrival.
+func TestDLQ_AnImportThatFindsNoRoomWhenItArrivesSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other := mustDLQ(t, DLQConfig{})
+		require.NoError(t, other.Add(Letter{ID: "slow", Operation: "op", Key: "slow"}))
+		file := dlqExport(t, other)
+		store := newShelf().open()
+		store.set(func(_ context.Context, _, id string, effect func()) error {
+			if id == "slow" {
+				time.Sleep(2 * time.Second)
+			}
+			effect()
+			return nil
+		})
+		d := mustDLQ(t, DLQConfig{Store: store, MaxLetters: 2, Overflow: OverflowDropOldest, OnDrop: func(Letter) {}})
+		done := make(chan error)
+		go func() { done <- d.Import(bytes.NewReader(file)) }()
+		synctest.Wait()
+		for _, id := range []string{"1", "2"} {
+			require.NoError(t, d.Add(Letter{ID: id, Operation: "op", InDoubt: true}))
+		}
+		err := <-done
+		_, here := d.Get("slow")
+		require.NoError(t, d.close(t.Context()))
+		require.True(t, err != nil || here, "lost without a word")
+	})
+}
 
 // slowly lets writes take so long, by id; one that is not named takes no time.
 func slowly(times map[string]time.Duration) func(context.Context, string, string, func()) error {
@@ -285,38 +312,6 @@ func TestD05_LettersOnTheirWayCountTheirBytes(t *testing.T) {
 		require.NoError(t, <-ends)
 		require.NoError(t, <-ends)
 		require.NoError(t, d.Add(Letter{Operation: "op"}), "what has arrived is not on its way any more")
-	})
-}
-
-// A letter that is on its way into the store is superseded like any other.
-func TestDLQStore_ALetterOnItsWayIsSuperseded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newShelf()
-		p := s.open()
-		d := mustDLQ(t, DLQConfig{Store: p})
-		p.set(func(_ context.Context, _, _ string, effect func()) error {
-			time.Sleep(time.Second)
-			effect()
-			return nil
-		})
-		w := &dlqWorld{answer: dlqError(errDLQRefused)}
-		rt := d.Wrap(w)
-		ctx := WithCall(t.Context(), Call{Resource: "agent/1"})
-		older := make(chan error, 1)
-		go func() {
-			_, err := dlqCall(ctx, rt, http.MethodPut, "old")
-			older <- err
-		}()
-		time.Sleep(time.Second / 2)
-		w.set(dlqStatus(200))
-		_, err := dlqCall(ctx, rt, http.MethodPut, "new")
-		require.NoError(t, err)
-		require.ErrorIs(t, <-older, ErrParked)
-		require.Equal(t, LetterSuperseded, dlqOnly(t, d).State())
-		onDisk(t, d)
-		require.True(t, s.get(s.ids()[0]).Superseded)
-		require.NoError(t, d.Delete(dlqOnly(t, d).ID, ""))
-		require.Empty(t, d.box.byResource)
 	})
 }
 

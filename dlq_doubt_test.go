@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 	"sync"
@@ -15,6 +16,102 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Evidence about an imported doubt whose key is not known here.
+func TestDLQ_EvidenceEndsAnImportedDoubtOfAFreeKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := doubtOf(t)
+		f := &finder{found: []Found{{ID: "call_1"}}}
+		r := receive(t, Config{Idempotency: IdempotencyConfig{Reconcile: f}})
+		r.take(file)
+		time.Sleep(30 * time.Minute)
+		err := r.Idempotency.Observe(t.Context(), Evidence{ID: r.Idempotency.ID("k"), Calls: []Found{{ID: "call_1"}}})
+		left := r.DLQ.Len()
+		r.stop()
+		require.NoError(t, err)
+		require.Zero(t, left)
+	})
+}
+
+func TestDLQ_TwoCallsForAnImportedDoubtAreADispute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := doubtOf(t)
+		var disputes []Event
+		r := receive(t, Config{
+			Idempotency: IdempotencyConfig{Reconcile: &finder{}},
+			OnEvent: func(e Event) {
+				if e.Kind == EventKeyDisputed {
+					disputes = append(disputes, e)
+				}
+			},
+		})
+		r.take(file)
+		ev := Evidence{ID: r.Idempotency.ID("k"), Calls: []Found{{ID: "call_1"}, {ID: "call_2"}}}
+		require.NoError(t, r.Idempotency.Observe(t.Context(), ev))
+		l := dlqOnly(t, r.DLQ)
+		r.stop()
+		require.True(t, l.InDoubt, "two calls were made: it is not done, and it is never sent")
+		require.Len(t, disputes, 1)
+		require.EqualValues(t, 1, r.Idempotency.Stats().Disputed)
+	})
+}
+
+// A doubt that comes while Authorize is at work.
+func TestDLQ_ADoubtThatComesBeforeTheSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := doubtOf(t)
+		var s *Stack
+		taken := false
+		s = newStack(t, Config{Retry: RetryConfig{Off: true}, DLQ: DLQConfig{Authorize: func(context.Context, Letter, *http.Request) error {
+			if !taken {
+				taken = true
+				return s.DLQ.Import(bytes.NewReader(file))
+			}
+			return nil
+		}}})
+		p := &phone{before: func(_ *http.Request, n int) (*http.Response, error) {
+			if n == 1 {
+				return nil, errDLQRefused
+			}
+			return nil, nil
+		}}
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		time.Sleep(2 * time.Second)
+		s.DLQ.Redrive(t.Context())
+		require.True(t, taken)
+		require.Zero(t, p.rang(), "it may have rung for another process")
+		require.True(t, dlqOnly(t, s.DLQ).InDoubt)
+		closeStack(t, s)
+	})
+}
+
+// An import says that a letter is in doubt while its redrive waits for a slot.
+func TestDLQ_ADoubtThatComesWhileARedriveWaitsForASlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := doubtOf(t)
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }}
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}, Bulkhead: BulkheadConfig{Critical: 1, Normal: -1, Bulk: -1, Total: 1}})
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
+		p.before = nil
+		release, err := s.Bulkhead.Acquire(t.Context(), PriorityCritical)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 1, s.DLQ.Stats().Leased)
+		require.NoError(t, s.DLQ.Import(bytes.NewReader(file)))
+		require.True(t, s.DLQ.List(LetterFilter{})[0].InDoubt)
+		release()
+		time.Sleep(time.Hour)
+		cancel()
+		<-done
+		closeStack(t, s)
+		require.Zero(t, p.rang(), "it was known to be in doubt before anything was sent")
+	})
+}
+
 // newsNow is a verdict that speaks of whatever anybody has sent so far.
 func newsNow(v keyVerdict) keyNews { return keyNews{v, time.Now()} }
 
@@ -24,9 +121,12 @@ type ringing func() (rings bool, resp *http.Response, err error)
 func picksUp() (bool, *http.Response, error) {
 	return true, reply(http.StatusCreated, `{"call_id":"call_1"}`), nil
 }
+
 func getsLost() (bool, *http.Response, error) { return true, nil, errors.New("reset") }
-func isDown() (bool, *http.Response, error)   { return false, nil, MarkNotSent(errors.New("down")) }
-func refuses() (bool, *http.Response, error)  { return false, reply(http.StatusBadRequest, "{}"), nil }
+
+func isDown() (bool, *http.Response, error) { return false, nil, MarkNotSent(errors.New("down")) }
+
+func refuses() (bool, *http.Response, error) { return false, reply(http.StatusBadRequest, "{}"), nil }
 
 // doubtOf is the export of a process whose call for the key k may have rung.
 func doubtOf(t testing.TB) []byte {
@@ -411,4 +511,28 @@ func TestImportedDoubt_InTheFile(t *testing.T) {
 		require.NoError(t, json.Unmarshal(lines[i], &line))
 		require.Equal(t, time.Now().UTC().Format(time.RFC3339Nano), line["doubt_since"])
 	})
+}
+
+func TestDLQ_WhatWasTriedEnoughIsNotSentAfterItsDoubt(t *testing.T) {
+	for attempts, want := range map[int]RedriveStatus{-1: RedriveDone, 3: RedriveDone, 2: RedriveParked} {
+		d := mustDLQ(t, DLQConfig{Attempts: attempts})
+		w := &dlqWorld{answer: dlqStatus(200)}
+		_ = d.Wrap(w)
+		d.reconcile = func(context.Context, string) keyNews { return keyNews{verdict: keyNotApplied} }
+		require.NoError(t, d.Add(Letter{Method: "POST", URL: "http://h/", InDoubt: true, Attempts: 2, Next: time.Now()}))
+		require.Equal(t, want, d.Redrive(t.Context()).Status)
+		if want == RedriveParked {
+			l := dlqOnly(t, d)
+			require.Equal(t, []any{"attempts", false}, []any{l.ParkedReason, l.InDoubt})
+		}
+	}
+}
+
+// A write that may be repeated is in doubt when somebody below says so.
+func TestDLQ_AnErrorThatSaysInDoubtPutsItsLetterInDoubt(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	rt := d.Wrap(&dlqWorld{answer: dlqError(&Error{Layer: "inner", Err: ErrInDoubt})})
+	_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+	require.ErrorIs(t, err, ErrParked)
+	require.True(t, dlqOnly(t, d).InDoubt)
 }

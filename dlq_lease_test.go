@@ -20,15 +20,6 @@ func TestDLQ_TheContextOfARedriveEndsWithIt(t *testing.T) {
 	require.ErrorIs(t, ctx.Err(), context.Canceled)
 }
 
-func TestDLQ_AFunctionIsTakenAwayByNil(t *testing.T) {
-	d := mustDLQ(t, DLQConfig{})
-	d.Handle("op", func(context.Context, Letter) error { return nil })
-	d.Handle("op", nil)
-	require.NoError(t, d.Add(Letter{Operation: "op", Next: time.Now()}))
-	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
-	require.Equal(t, "unknown-operation", dlqOnly(t, d).Cause)
-}
-
 // News of the key that come while a redrive is prepared keep it from being sent.
 func TestDLQ_NewsThatComeWhileALetterIsAuthorized(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -86,17 +77,6 @@ func TestDLQ_ALookUpThatFindsNothingSaysWhenTheNextOneIs(t *testing.T) {
 	})
 }
 
-// What a look-up has found out is known to whoever does the work then.
-func TestDLQ_ALetterIsNotInDoubtAnyMoreForItsFunction(t *testing.T) {
-	d := mustDLQ(t, DLQConfig{})
-	d.reconcile = func(context.Context, string) keyNews { return newsNow(keyNotApplied) }
-	doubt := true
-	d.Handle("op", func(_ context.Context, l Letter) error { doubt = l.InDoubt; return nil })
-	require.NoError(t, d.Add(Letter{Operation: "op", InDoubt: true, Next: time.Now()}))
-	require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
-	require.False(t, doubt)
-}
-
 type closeNoted struct {
 	io.Reader
 	closed bool
@@ -128,4 +108,38 @@ func TestDLQ_ALetterSaysWhyItWaits(t *testing.T) {
 		require.Equal(t, 1, l.Redrives)
 		require.Equal(t, l.Next, result.Next)
 	}
+}
+
+func TestDLQ_NewsThatComeDuringALookUp(t *testing.T) {
+	add := func(t *testing.T, during keyNews, l Letter) (*DLQ, *dlqWorld) {
+		d := mustDLQ(t, DLQConfig{Attempts: 2})
+		w := &dlqWorld{answer: dlqStatus(200)}
+		_ = d.Wrap(w)
+		d.reconcile = func(_ context.Context, key string) keyNews {
+			d.settle(key, during)
+			return keyNews{}
+		}
+		l.Method, l.URL, l.Key, l.InDoubt, l.Next = "POST", "http://h/", "k", true, time.Now()
+		require.NoError(t, d.Add(l))
+		return d, w
+	}
+	t.Run("it happened", func(t *testing.T) {
+		d, w := add(t, keyNews{verdict: keyDone}, Letter{})
+		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+		require.Equal(t, RedriveEmpty, d.Redrive(t.Context()).Status)
+		require.Zero(t, d.Len())
+		require.True(t, d.Stats().NextDue.IsZero())
+		require.Empty(t, w.calls())
+		dlqConserved(t, d)
+	})
+	t.Run("it did not", func(t *testing.T) {
+		d, w := add(t, keyNews{verdict: keyNotApplied}, Letter{})
+		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+		require.Len(t, w.calls(), 1)
+	})
+	t.Run("it did not, and was tried enough", func(t *testing.T) {
+		d, w := add(t, keyNews{verdict: keyNotApplied}, Letter{Attempts: 2})
+		require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+		require.Empty(t, w.calls())
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,27 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// Room that comes between a vain try and the place in line is not missed.
+func TestDLQ_RoomThatComesBeforeThePlaceInLineIsNotMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxLetters: 1, Overflow: OverflowBlock})
+		require.NoError(t, d.Add(Letter{ID: "1", Operation: "op"}))
+		turn := d.queueUp(false, 1)
+		require.NoError(t, d.Delete("1", "")) // the one in line is called
+		<-turn
+		require.NoError(t, d.Add(Letter{ID: "2", Operation: "op"})) // somebody else is faster
+		_, err := d.admitNow(&Letter{ID: "3", Operation: "op", Key: "3"}, nil, false)
+		require.ErrorIs(t, err, errNoRoom)
+		require.NoError(t, d.Delete("2", "")) // nobody is in line
+		turn = d.queueUp(true, 1)
+		select {
+		case <-turn:
+		case <-time.After(time.Hour):
+			t.Fatal("waits for room in an empty queue")
+		}
+	})
+}
 
 // dlqFill puts n letters in, the first the oldest.
 func dlqFill(t testing.TB, d *DLQ, n int) {
@@ -375,61 +397,33 @@ func TestD13_AgeIsCheckedAgainAtTheMomentOfSending(t *testing.T) {
 	})
 }
 
-func TestD13_ALaterWriteSupersedesAWaitingLetter(t *testing.T) {
+// After a start there may be more letters than MaxLetters. None of them goes for one that does not fit even then.
+func TestDLQStore_NothingIsDroppedInVain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var parked atomic.Int32
-		d := mustDLQ(t, DLQConfig{OnParked: func(Letter) { parked.Add(1) }})
-		w := &dlqWorld{answer: dlqStatus(503)}
-		rt := d.Wrap(w)
-		resource := func(r string) context.Context { return WithCall(t.Context(), Call{Resource: r}) }
-		for _, key := range []string{"a", "b"} {
-			_, err := dlqCall(resource("thing/1"), rt, http.MethodPut, key)
-			require.ErrorIs(t, err, ErrParked)
+		s := newShelf()
+		d := mustDLQ(t, DLQConfig{Store: s.open()})
+		for _, id := range []string{"1", "2", "3"} {
+			require.NoError(t, d.Add(Letter{ID: id, Operation: "op", InDoubt: true}))
 		}
-		_, err := dlqCall(resource("thing/2"), rt, http.MethodPut, "c")
-		require.ErrorIs(t, err, ErrParked)
-		w.set(dlqStatus(404))
-		time.Sleep(time.Millisecond)
-		_, err = dlqCall(resource("thing/1"), rt, http.MethodPut, "")
-		require.NoError(t, err)
-		require.Zero(t, d.Stats().Superseded, "a refusal supersedes nothing")
-		w.set(dlqStatus(200))
-		_, err = dlqCall(resource("thing/1"), rt, http.MethodPut, "")
-		require.NoError(t, err)
-		require.Equal(t, 2, d.Stats().Superseded)
-		require.Len(t, d.List(LetterFilter{Resource: "thing/1", State: LetterSuperseded}), 2)
-		stop := dlqRun(t, d)
-		time.Sleep(3 * time.Hour)
-		stop()
-		keys := []string{}
-		for _, c := range w.calls()[5:] {
-			keys = append(keys, c.key)
-		}
-		require.Equal(t, []string{"c"}, keys)
-		require.Zero(t, d.RequeueAll())
-		require.Zero(t, parked.Load())
-		require.Empty(t, d.box.byResource["thing/1"])
-
-		require.NoError(t, d.Requeue(d.List(LetterFilter{})[0].ID), "an operator may")
-		dlqConserved(t, d)
+		require.NoError(t, d.Add(Letter{ID: "4", Operation: "op"}))
+		d = mustDLQ(t, DLQConfig{Store: s.open(), MaxLetters: 2, Overflow: OverflowDropOldest, OnDrop: func(Letter) {}})
+		require.ErrorIs(t, d.Add(Letter{Operation: "op"}), ErrLettersFull)
+		require.Equal(t, 4, d.Len())
+		require.Zero(t, d.Stats().Dropped)
 	})
 }
 
-func TestD13_ARedriveSupersedesOnlyWhatIsOlder(t *testing.T) {
+// The smallest rate is no redrive any more but the first, and not one without a limit.
+func TestDLQ_TheSmallestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := mustDLQ(t, DLQConfig{})
-		_ = d.Wrap(&dlqWorld{answer: dlqStatus(200)})
-		now := time.Now()
-		for i, next := range []time.Duration{time.Minute, 0, time.Minute} {
-			require.NoError(t, d.Add(Letter{
-				ID: fmt.Sprint(i), Method: "PUT", URL: "http://h/", Call: Call{Resource: "r"},
-				First: now.Add(time.Duration(i-3) * time.Second), Next: now.Add(next),
-			}))
+		d := mustDLQ(t, DLQConfig{Rate: math.SmallestNonzeroFloat64, MaxAge: -1})
+		d.Handle("op", func(context.Context, Letter) error { return nil })
+		for range 3 {
+			require.NoError(t, d.Add(Letter{Operation: "op", Next: time.Now()}))
 		}
-		require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
-		older, _ := d.Get("0")
-		newer, _ := d.Get("2")
-		require.Equal(t, LetterSuperseded, older.State())
-		require.Equal(t, LetterWaiting, newer.State())
+		stop := dlqRun(t, d)
+		time.Sleep(365 * 24 * time.Hour)
+		stop()
+		require.Equal(t, 2, d.Len())
 	})
 }

@@ -91,3 +91,41 @@ func TestDLQ_ARefusedLetterSaysWhy(t *testing.T) {
 	require.ErrorIs(t, d.Add(Letter{Operation: "op"}), ErrClosed)
 	require.Equal(t, "closed", <-causes)
 }
+
+// Two calls with one key fail one after the other; what the other side says last of when to come again counts.
+func TestDLQ_ASecondFailureSaysWhenToComeAgain(t *testing.T) {
+	for name, edit := range map[string]func(*DLQ){
+		"waiting": func(*DLQ) {},
+		"given up": func(d *DLQ) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.park(d.box.ofKey("k"), "attempts", func(*Letter) {})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := mustDLQ(t, DLQConfig{})
+				rt := d.Wrap(&dlqWorld{answer: func(n int, _ *http.Request) (*http.Response, error) {
+					time.Sleep(time.Duration(n) * time.Second)
+					if n == 1 {
+						return nil, errDLQRefused
+					}
+					return reply(503, "", "Retry-After", "60"), nil
+				}})
+				ends := make(chan error, 2)
+				for range cap(ends) {
+					go func() {
+						_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+						ends <- err
+					}()
+				}
+				require.ErrorIs(t, <-ends, ErrParked)
+				edit(d)
+				require.ErrorIs(t, <-ends, ErrParked)
+				require.EqualValues(t, 1, d.Stats().Merged)
+				require.Equal(t, LetterWaiting, dlqOnly(t, d).State())
+				require.GreaterOrEqual(t, time.Until(dlqOnly(t, d).Next), time.Minute)
+			})
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime"
 	"sync"
@@ -502,5 +503,130 @@ func TestD14_WithoutALookUpDoubtLastsUntilEvidenceComes(t *testing.T) {
 		require.False(t, d.holds("k"))
 		dlqConserved(t, d)
 		stop()
+	})
+}
+
+func TestDLQ_NothingIsTriedUnderAContextThatHasEnded(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	w := &dlqWorld{answer: dlqStatus(200)}
+	_ = d.Wrap(w)
+	ran := 0
+	d.Handle("op", func(context.Context, Letter) error { ran++; return nil })
+	require.NoError(t, d.Add(Letter{Operation: "op", Next: time.Now()}))
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Next: time.Now()}))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 2 {
+		require.Equal(t, RedriveReturned, d.Redrive(ctx).Status)
+	}
+	require.Zero(t, ran)
+	require.Empty(t, w.calls())
+	require.Equal(t, 2, d.Stats().Waiting)
+}
+
+// A letter that a program added has its operation in one place only.
+func TestDLQ_ARedriveHasTheOperationOfItsLetter(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	operation := ""
+	_ = d.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		operation = tripOf(req.Context()).call.Operation
+		return reply(200, "{}"), nil
+	}))
+	require.NoError(t, d.Add(Letter{Operation: "create-phone-call", Method: "POST", URL: "http://h/", Next: time.Now()}))
+	require.Equal(t, RedriveDone, d.Redrive(t.Context()).Status)
+	require.Equal(t, "create-phone-call", operation)
+}
+
+// Redrive may be called from within another call, whose trip is none of the letter's: taken for part of that call, the work
+// would go past its key.
+func TestDLQ_ARedriveFromWithinACallTravelsOnItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		down := true
+		work := func(ctx context.Context) error {
+			_, err := Do(ctx, s, Call{Operation: "dial", Effect: EffectOnce}, func(context.Context) (int, error) {
+				if down {
+					return 0, MarkNotSent(context.Canceled)
+				}
+				return 1, nil
+			})
+			return err
+		}
+		s.DLQ.Handle("dial", func(ctx context.Context, _ Letter) error { return work(ctx) })
+		require.ErrorIs(t, work(WithIdempotencyKey(t.Context(), "k")), ErrParked)
+		down = false
+		time.Sleep(time.Minute)
+		var status RedriveStatus
+		_, err := Do(t.Context(), s, Call{Operation: "other"}, func(ctx context.Context) (int, error) {
+			status = s.DLQ.Redrive(ctx).Status
+			return 0, nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, RedriveDone, status)
+		require.Equal(t, KeyConfirmed, stateOf(t, s.Idempotency, "k"))
+		closeStack(t, s)
+	})
+}
+
+func TestDLQ_NoErrorPutsALetterOffForMoreThanADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxAge: -1})
+		rt := d.Wrap(&dlqWorld{answer: dlqError(&Error{Layer: "inner", RetryAfter: 1000 * time.Hour, Err: ErrThrottled})})
+		_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+		require.ErrorIs(t, err, ErrParked)
+		require.Equal(t, maxLetterDelay, time.Until(dlqOnly(t, d).Next))
+	})
+}
+
+// Whoever ends a redrive before anything was sent spends none of the letter's attempts, whichever layer says so.
+func TestDLQ_ARedriveThatIsCalledOffBeforeItWasSentSpendsNoAttempt(t *testing.T) {
+	for name, err := range map[string]error{
+		"the transport": MarkNotSent(context.Canceled),
+		"a layer":       &Error{Layer: "bulkhead", Err: context.Canceled, verdict: refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{})
+			ctx, cancel := context.WithCancel(t.Context())
+			_ = d.Wrap(&dlqWorld{answer: func(int, *http.Request) (*http.Response, error) { cancel(); return nil, err }})
+			require.NoError(t, d.Add(Letter{Method: http.MethodPut, URL: "http://h/", Next: time.Now()}))
+			require.Equal(t, RedriveReturned, d.Redrive(ctx).Status)
+			require.Zero(t, dlqOnly(t, d).Attempts)
+		})
+	}
+}
+
+// A redrive under a context that describes other calls goes as its letter says.
+func TestLetter_IsRedrivenAsItSaysWhateverTheContextOfTheRedriveSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sent := 0
+		s := newStack(t, Config{Idempotency: IdempotencyConfig{Off: true}})
+		s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			sent++
+			return nil, io.EOF
+		}))
+		require.NoError(t, s.DLQ.Add(Letter{Key: "k", Method: http.MethodPost, URL: "http://h/calls", Next: time.Now()}))
+		ctx := WithCall(t.Context(), Call{Effect: EffectRead, Resource: "list"})
+		require.Equal(t, RedriveInDoubt, s.DLQ.Redrive(ctx).Status)
+		closeStack(t, s)
+		require.Equal(t, 1, sent, "it happens once at most, however often the context says it may")
+	})
+}
+
+// The budget of whoever redrives is not the letter's, and neither is the one that its call had.
+func TestLetter_IsRedrivenWithTheDefaultBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{})
+		s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(10 * time.Second)
+			return reply(201, "{}"), nil
+		}))
+		for _, method := range []string{http.MethodPost, http.MethodPut} {
+			call := Call{Budget: time.Second}
+			require.NoError(t, s.DLQ.Add(Letter{Key: method, Method: method, URL: "http://h/calls", Next: time.Now(), Call: call}))
+			result := s.DLQ.Redrive(WithBudget(t.Context(), time.Second))
+			time.Sleep(time.Minute)
+			require.Equal(t, RedriveDone, result.Status)
+		}
+		closeStack(t, s)
 	})
 }

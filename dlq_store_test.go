@@ -23,6 +23,25 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Of two in a store neither is sent while the one is in doubt.
+func TestDLQ_TwoLettersOfOneKeyInAStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sh := newShelf()
+		alone := mustDLQ(t, DLQConfig{Store: sh.open()})
+		require.NoError(t, alone.Add(Letter{ID: "a", Method: "POST", URL: "http://h/", Key: "k", InDoubt: true}))
+		require.NoError(t, alone.Add(Letter{ID: "b", Method: "POST", URL: "http://h/", Key: "k "}))
+		require.NoError(t, alone.close(t.Context()))
+		p := &phone{}
+		s := newStack(t, Config{DLQ: DLQConfig{Store: sh.open()}})
+		s.Wrap(p)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Zero(t, p.rang(), "the key is in doubt")
+	})
+}
+
 // shelf is what a store has on its disk. Processes have it open one after the other.
 type shelf struct {
 	mu      sync.Mutex

@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -455,3 +456,18 @@ func TestDLQABodyThatCannotBeHeldIsNoLetter(t *testing.T) {
 type dlqZeros struct{}
 
 func (dlqZeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// A number that cannot be counted on from would be negative one failure later, and no delay is worked out from that.
+func TestDLQ_NumbersThatHaveNoNextOneAreRefused(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	require.Error(t, d.Add(Letter{Operation: "op", Attempts: math.MaxInt}))
+	require.Error(t, d.Add(Letter{Operation: "op", Redrives: math.MaxInt}))
+	require.NoError(t, d.Add(Letter{Operation: "op", Attempts: 77, Redrives: 88}))
+	file := string(dlqExport(t, d))
+	for _, number := range []string{`"attempts":77`, `"redrives":88`} {
+		name, _, _ := strings.Cut(number, ":")
+		bad := dlqReseal(strings.Replace(file, number, name+fmt.Sprintf(":%d", math.MaxInt), 1))
+		require.ErrorContains(t, mustDLQ(t, DLQConfig{}).Import(strings.NewReader(bad)), "out of bounds")
+	}
+	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader([]byte(file))))
+}

@@ -49,7 +49,6 @@ func TestEnter_ARequestOfItsOwnOnTheWayIsACallOfItsOwn(t *testing.T) {
 	require.NoError(t, err)
 	_, err = newTestBulkhead(t, BulkheadConfig{}).Wrap(between).RoundTrip(req)
 	require.NoError(t, err)
-	t.Log(seen)
 	require.Len(t, seen, 2)
 	require.NotEqual(t, seen[0], seen[1])
 }
@@ -70,20 +69,6 @@ func TestEnter_TheContextEndsWithTheCall(t *testing.T) {
 	}
 }
 
-func TestEnter_WhatAKeyMayBe(t *testing.T) {
-	i := newIdem(t, IdempotencyConfig{})
-	for key, fine := range map[string]bool{
-		strings.Repeat("k", 255): true, strings.Repeat("k", 256): false, "a b": true, "a\x7fb": false, "a\x1fb": false,
-	} {
-		_, err := dial(t.Context(), t, i.Wrap(&phone{}), key, dialBody)
-		require.Equal(t, fine, err == nil, "%q: %v", key, err)
-		if !fine {
-			require.ErrorIs(t, err, ErrBadKey)
-			require.True(t, NotSent(err))
-		}
-	}
-}
-
 // However early a request is refused, its body is closed.
 func TestEnter_TheBodyOfARequestThatNeverEnteredIsClosed(t *testing.T) {
 	panics := newStack(t, Config{Describe: func(*http.Request) Call { panic("describe") }})
@@ -97,41 +82,6 @@ func TestEnter_TheBodyOfARequestThatNeverEnteredIsClosed(t *testing.T) {
 		_, err = rt.RoundTrip(req)
 		require.True(t, NotSent(err), name)
 		require.True(t, c.closed, name)
-	}
-}
-
-// A key in a header is the key of the call unless the context names one, and goes no further. One without a value is
-// no key, and goes no further either.
-func TestEnter_AKeyInAHeader(t *testing.T) {
-	for name, c := range map[string]struct {
-		header []string
-		named  string
-		want   string
-	}{
-		"header":   {[]string{"h"}, "", "h"},
-		"context":  {[]string{"h"}, "c", "c"},
-		"no value": {nil, "", ""},
-	} {
-		i := newIdem(t, IdempotencyConfig{})
-		ctx := t.Context()
-		if c.named != "" {
-			ctx = WithIdempotencyKey(ctx, c.named)
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://server.test/", strings.NewReader("x"))
-		require.NoError(t, err)
-		req.Header["Idempotency-Key"] = c.header
-		_, err = i.Wrap(RoundTripFunc(func(out *http.Request) (*http.Response, error) {
-			require.NotContains(t, out.Header, "Idempotency-Key", name)
-			return nil, io.EOF
-		})).RoundTrip(req)
-		require.ErrorIs(t, err, ErrInDoubt, name)
-		var e *Error
-		require.ErrorAs(t, err, &e)
-		if c.want != "" {
-			require.Equal(t, c.want, e.Key, name)
-		}
-		require.NotEmpty(t, e.Key, name)
-		require.Contains(t, req.Header, "Idempotency-Key", "the caller's request stays as it was")
 	}
 }
 
@@ -168,4 +118,15 @@ func TestEnter_AStackOverAnother(t *testing.T) {
 	_, err = rt.RoundTrip(req)
 	require.NoError(t, err)
 	require.Equal(t, []string{"outer", "inner"}, seen)
+}
+
+func TestStack_ARequestWithoutAURLIsRefused(t *testing.T) {
+	s := newStack(t, Config{})
+	rt := s.Wrap(&phone{})
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPost} {
+		_, err := rt.RoundTrip(&http.Request{Method: method, Header: http.Header{}})
+		require.ErrorContains(t, err, "URL")
+		require.True(t, NotSent(err))
+	}
+	closeStack(t, s)
 }

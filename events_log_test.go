@@ -3,7 +3,9 @@ package resilience
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"net/http"
 	"reflect"
 	"testing"
 	"time"
@@ -75,4 +77,21 @@ func TestLogEvents_NilIsTheDefaultOfTheMoment(t *testing.T) {
 // A store that fails is an error, whichever store it is.
 func TestLogEvents_AStoreOfLettersThatFailsIsAnErrorToo(t *testing.T) {
 	require.Equal(t, slog.LevelError, Event{Kind: EventLetterUnwritten}.Level())
+}
+
+func TestLettersAndRecords_InLogs(t *testing.T) {
+	letter := Letter{
+		ID: "letter-1", Operation: "create-phone-call", Key: "+15555550123", URL: secretURL, Body: []byte("SECRET"),
+		Header: http.Header{"X-Token": {"SECRET"}}, Cause: "status", StatusCode: 500, Attempts: 3, Parked: true, ParkedReason: "attempts",
+	}
+	record := Record{ID: "key-1", Operation: "create-phone-call", State: KeyInDoubt, Sends: 2, Doubts: 1, Body: []byte("SECRET"), Reason: "+15555550123"}
+	var log bytes.Buffer
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "letter", letter, "pointer", &letter, "record", record)
+	text := log.String() + fmt.Sprint(letter, &letter, record, &record) + fmt.Sprintf("%v %+v %s", letter, record, record)
+	require.NotContains(t, text, "SECRET")
+	require.NotContains(t, text, "5555550123")
+	require.Contains(t, log.String(), "letter.state=parked")
+	require.Contains(t, log.String(), "record.state=in_doubt")
+	require.Contains(t, letter.String(), "letter-1 of create-phone-call: parked, 3 attempts, attempts")
+	require.Contains(t, record.String(), "key-1 of create-phone-call: in_doubt, 2 sends, 1 in doubt")
 }

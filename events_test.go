@@ -11,6 +11,37 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// B43: a listener that panics, exits or blocks does not stop the others.
+func TestB43_AListenerStopsNoOtherListener(t *testing.T) {
+	for name, bad := range map[string]func(){
+		"panic":  func() { panic("listener") },
+		"goexit": runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var before, after heard
+				s := newStack(t, Config{
+					Breaker: BreakerConfig{MinCalls: 1, OnEvent: func(e Event) { before.listen(e); bad() }},
+					OnEvent: func(e Event) {
+						if e.Layer == "breaker" {
+							after.listen(e)
+						}
+					},
+				})
+				report(t, s.Breaker, "F")
+				time.Sleep(30 * time.Second)
+				report(t, s.Breaker, "S")
+				synctest.Wait()
+				want := []EventKind{EventCircuitOpen, EventCircuitHalfOpen, EventCircuitClose}
+				require.Equal(t, want, before.kinds())
+				require.Equal(t, want, after.kinds())
+				require.EqualValues(t, 3, s.Breaker.events.stats().Panics)
+				closeStack(t, s)
+			})
+		})
+	}
+}
+
 // A listener that hangs costs the oldest events, never a callback, and the count comes in their place.
 func TestEvents_TheOldestAreDroppedAndCountedInTheirPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -143,46 +174,6 @@ func TestEvents_ARecorderNeedsNoListener(t *testing.T) {
 	require.Len(t, kept, 1)
 	require.Equal(t, "x", kept[0].Layer)
 	require.False(t, e.running, "no goroutine for nobody")
-}
-
-func TestLatency_Percentiles(t *testing.T) {
-	var l latencies
-	for range 50 {
-		l.observe(ClassRequest, time.Millisecond)
-	}
-	for range 40 {
-		l.observe(ClassRequest, 100*time.Millisecond)
-	}
-	for range 9 {
-		l.observe(ClassRequest, time.Second)
-	}
-	l.observe(ClassRequest, 10*time.Second)
-	l.observe(ClassUpload, 3*time.Microsecond)
-	s := l.snapshot()
-	require.Len(t, s, 2)
-	got := s[ClassRequest.String()]
-	require.EqualValues(t, 100, got.Count)
-	require.Equal(t, (50*time.Millisecond+40*100*time.Millisecond+9*time.Second+10*time.Second)/100, got.Mean)
-	require.Equal(t, 10*time.Second, got.Max)
-	for _, p := range []struct{ got, want time.Duration }{
-		{got.P50, time.Millisecond}, {got.P90, 100 * time.Millisecond}, {got.P99, time.Second},
-	} {
-		require.Greater(t, p.got, p.want)
-		require.LessOrEqual(t, p.got, p.want*5/4)
-	}
-	one := s[ClassUpload.String()]
-	require.Equal(t, Latency{Count: 1, Mean: 3000, P50: 3000, P90: 3000, P99: 3000, Max: 3000}, one)
-}
-
-// A bucket ends where the next begins, and its end is at most a quarter above its beginning.
-func TestLatency_BucketsMeet(t *testing.T) {
-	for b := range buckets - 1 {
-		require.Equal(t, b, bucketOf(upper(b)-1), "the last instant of %d", b)
-		require.Equal(t, b+1, bucketOf(upper(b)), "the first instant behind %d", b)
-		if b >= 4 {
-			require.LessOrEqual(t, upper(b), upper(b-1)*5/4)
-		}
-	}
 }
 
 // Every kind has the level that [LogEvents] promises for it.

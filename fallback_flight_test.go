@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -16,6 +17,130 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// A write that turns out to have happened invalidates what was read before it did.
+func TestFallback_ALostWriteThatIsFoundInvalidates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}})
+		down := false
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if req.Method == http.MethodPost || down {
+				return nil, errors.New("reset")
+			}
+			return said(200, "old"), nil
+		}))
+		ctx := WithCall(t.Context(), Call{Resource: "call/abc"})
+		_, err := dial(ctx, t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		resp, err := rt.RoundTrip(readOf(ctx, t, callURL)) // it has not happened yet
+		require.NoError(t, err)
+		require.Equal(t, "old", wholeText(t, resp))
+		require.NoError(t, s.Idempotency.Observe(t.Context(), Evidence{ID: s.Idempotency.ID("k"), Calls: []Found{{ID: "c"}}}))
+		down = true
+		_, err = rt.RoundTrip(readOf(ctx, t, callURL))
+		require.Error(t, err, "the answer from before the write")
+		closeStack(t, s)
+	})
+}
+
+// Who asks without a condition is not given the 304 of somebody who has the answer already.
+func TestFallback_A304IsForWhoAskedWithACondition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, err := NewFallback(FallbackConfig{})
+		require.NoError(t, err)
+		var asked atomic.Int64
+		rt := f.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			asked.Add(1)
+			time.Sleep(time.Second)
+			if req.Header.Get("If-None-Match") != "" {
+				return reply(304, ""), nil
+			}
+			return reply(200, "whole"), nil
+		}))
+		read := func(status int, condition string) {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/get-agent/a", nil)
+			require.NoError(t, err)
+			if condition != "" {
+				req.Header.Set("If-None-Match", condition)
+			}
+			resp, err := rt.RoundTrip(req)
+			require.NoError(t, err)
+			require.Equal(t, status, resp.StatusCode)
+		}
+		var all sync.WaitGroup
+		all.Go(func() { read(304, `"1"`) })
+		time.Sleep(time.Millisecond)
+		all.Go(func() { read(304, `"1"`) })
+		all.Go(func() { read(200, "") })
+		all.Wait()
+		require.EqualValues(t, 2, asked.Load(), "who asks the same still shares a call")
+	})
+}
+
+// A read that shares the call of another is not over because the other had less time.
+func TestFallback_AFollowerDoesNotRunOutOfTheLeadersTime(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes  time.Duration
+		leader func(context.Context) (context.Context, context.CancelFunc)
+		crowd  func(t *testing.T, s *Stack, rt http.RoundTripper)
+		why    error
+	}{
+		"its budget ends an attempt": {
+			takes: 10 * time.Second,
+			leader: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return WithBudget(ctx, time.Second), func() {}
+			},
+			why: ErrTimeout,
+		},
+		"it has no time left for an attempt": {
+			takes: 995 * time.Millisecond,
+			leader: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, 999*time.Millisecond)
+			},
+			crowd: func(t *testing.T, _ *Stack, rt http.RoundTripper) { // has the one slot
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/other", nil)
+				require.NoError(t, err)
+				go func() { _, _ = rt.RoundTrip(req) }()
+			},
+			why: context.DeadlineExceeded,
+		},
+		"it cannot wait for the gate": {
+			leader: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return WithBudget(ctx, 3*time.Second), func() {}
+			},
+			crowd: func(_ *testing.T, s *Stack, _ http.RoundTripper) {
+				s.Retry.gates.closeFor("GET", 2*time.Second, time.Now(), 0)
+				s.Retry.gates.reserve("GET", time.Now().Add(2*time.Second), 0)
+				time.AfterFunc(time.Second, func() { s.Retry.gates.closeFor("GET", 20*time.Second, time.Now(), 1) })
+			},
+			why: ErrThrottled,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+				s := newStack(t, Config{Timeout: TimeoutConfig{Cooperative: cooperative}, Bulkhead: BulkheadConfig{Total: 1}})
+				rt := s.Wrap(slow(c.takes))
+				if c.crowd != nil {
+					c.crowd(t, s, rt)
+					time.Sleep(time.Millisecond)
+				}
+				var leader sync.WaitGroup
+				leader.Go(func() {
+					ctx, cancel := c.leader(t.Context())
+					defer cancel()
+					_, err := fetch(ctx, t, rt)
+					require.ErrorIs(t, err, c.why)
+				})
+				time.Sleep(time.Millisecond)
+				resp, err := fetch(WithBudget(t.Context(), 50*time.Second), t, rt)
+				require.NoError(t, err)
+				require.Equal(t, 200, resp.StatusCode)
+				leader.Wait()
+				closeStack(t, s)
+			})
+		})
+	}
+}
 
 // Whoever asks after a write has ended sees it, or an error: from below, from the cache, from another's call.
 func TestFallback_NobodySeesWhatWasBeforeAWrite(t *testing.T) {

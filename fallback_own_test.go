@@ -3,6 +3,7 @@ package resilience
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -10,6 +11,43 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// What a user's function does for a failed read can see that the budget is spent.
+func TestFallback_TheFunctionSeesTheSpentBudget(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		s := newStack(t, Config{Timeout: TimeoutConfig{Cooperative: cooperative}, Retry: RetryConfig{Off: true}})
+		asked := false
+		ctx := WithFallback(t.Context(), func(ctx context.Context, _ error) (int, error) {
+			asked = true
+			require.ErrorIs(t, ctx.Err(), context.DeadlineExceeded)
+			return 1, nil
+		})
+		call := Call{Effect: EffectRead, Budget: time.Second, Limit: time.Minute}
+		v, err := Do(ctx, s, call, func(ctx context.Context) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+		require.NoError(t, err)
+		require.Equal(t, 1, v)
+		require.True(t, asked)
+		closeStack(t, s)
+	})
+}
+
+// A substitute is for the call that it was given to, not for those that are made inside of it.
+func TestFallback_ASubstituteStaysWithItsCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newStack(t, Config{}), newStack(t, Config{Retry: RetryConfig{Off: true}})
+		ctx := WithFallback(t.Context(), func(context.Context, error) (int, error) { return 42, nil })
+		for _, effect := range []Effect{EffectRead, EffectOnce} {
+			_, err := Do(ctx, a, Call{Operation: "outer", Effect: effect}, func(ctx context.Context) (int, error) {
+				_, err := Do(ctx, b, Call{Operation: "token", Effect: EffectRead}, func(context.Context) (int, error) { return 0, io.EOF })
+				require.ErrorIs(t, err, io.EOF)
+				return 1, nil
+			})
+			require.NoError(t, err)
+		}
+		closeStack(t, a)
+		closeStack(t, b)
+	})
+}
 
 type settings struct{ Voice string }
 

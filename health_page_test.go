@@ -16,6 +16,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// The page shows what happened on the road, though the program listens to nothing.
+func TestStack_ThePageShowsEventsWithoutAListener(t *testing.T) {
+	s := newStack(t, Config{})
+	s.Breaker.ForceOpen()
+	events := docOf(t, ask(s.Health(), "GET", ""))["events"].([]any)
+	require.NotEmpty(t, events)
+	require.Equal(t, "circuit.open", events[len(events)-1].(map[string]any)["kind"], "the oldest comes last")
+}
+
 func ask(h http.Handler, method, accept string) *httptest.ResponseRecorder {
 	req := httptest.NewRequest(method, "/health", nil)
 	if accept != "" {

@@ -18,6 +18,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// A queue that is full by bytes.
+func TestHealth_AQueueFullByBytesIsDegraded(t *testing.T) {
+	s := newStack(t, Config{DLQ: DLQConfig{MaxBytes: 20 << 10}})
+	var err error
+	for err == nil {
+		err = s.DLQ.Add(Letter{Operation: "op"})
+	}
+	require.ErrorIs(t, err, ErrLettersFull)
+	c := s.Health().Check(t.Context()).Find("dlq")
+	closeStack(t, s)
+	require.Equal(t, Degraded, c.Status, "the next failed write goes back to its caller")
+}
+
 // H13: more than 80 %, whatever the number of places.
 func TestH13_MoreThanFourFifthsOfAnyQueue(t *testing.T) {
 	for room := 1; room <= 60; room++ {
@@ -180,4 +193,105 @@ func TestHealthReportsWhileEverythingHappens(t *testing.T) {
 		require.NotContains(t, strings.ToLower(fmt.Sprint(s.Health().Check(t.Context()))), "panic: probe")
 		time.Sleep(time.Minute)
 	})
+}
+
+// Each circuit that is not closed has a reading of its own, so that an operator knows where to look.
+func TestHealth_NamesTheCircuitsThatAreNotClosed(t *testing.T) {
+	s := newStack(t, Config{Breaker: BreakerConfig{MinCalls: 1, Key: byOperation}})
+	defer closeStack(t, s)
+	for n := range 30 {
+		s.Breaker.Circuit(fmt.Sprintf("op-%02d", n)).ForceOpen()
+	}
+	require.Error(t, s.Breaker.refusal(Call{Operation: "op-03"}))
+	var named []string
+	for _, c := range s.Health().Check(t.Context()).Checks {
+		if c.Name == "circuit" && c.Measure == "state" && c.Instance != "" {
+			require.Equal(t, Degraded, c.Status)
+			require.Equal(t, "open", c.State)
+			named = append(named, c.Instance)
+		}
+	}
+	require.Len(t, named, maxCircuitsShown)
+	require.Equal(t, "op-00", named[0])
+	require.Equal(t, Degraded, s.Health().Check(t.Context()).Status)
+}
+
+func TestHealth_NumbersOfTheLayers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{
+			Bulkhead: BulkheadConfig{Critical: 3, Normal: 2, Bulk: 1, Queue: 7}, DLQ: DLQConfig{MaxLetters: 50, MaxBytes: 10_000},
+			Breaker: BreakerConfig{FailureRate: 0.4, MinCalls: 4}, Timeout: TimeoutConfig{Request: time.Second}, Retry: RetryConfig{Max: -1},
+		})
+		rt := s.Wrap(slow(time.Hour))
+		find := func(name, measure, instance string) CheckResult {
+			for _, c := range s.Health().Check(t.Context()).Checks {
+				if c.Name == name && c.Measure == measure && c.Instance == instance {
+					return c
+				}
+			}
+			t.Fatal(name, measure, instance)
+			return CheckResult{}
+		}
+		for range 3 {
+			_, _ = fetch(t.Context(), t, rt)
+		}
+		_, _ = fetch(WithBudget(t.Context(), 100*time.Millisecond), t, rt)
+		require.EqualValues(t, 4, find("timeout", "limit", "").Value)
+		require.EqualValues(t, 100, find("circuit", "failure rate", "").Value)
+		require.EqualValues(t, 40, find("circuit", "failure rate", "").Limit)
+		require.EqualValues(t, 3, find("bulkhead", "slots", "critical").Limit)
+		require.EqualValues(t, 2, find("bulkhead", "slots", "normal").Limit)
+		require.EqualValues(t, 1, find("bulkhead", "slots", "bulk").Limit)
+		require.EqualValues(t, 7, find("bulkhead", "queue", "bulk").Limit)
+		require.EqualValues(t, 6, find("bulkhead", "abandoned", "").Limit)
+		require.EqualValues(t, 50, find("dlq", "letters", "").Limit)
+		for n := range 4 { // a letter counts 2 KiB and more: the fourth fills four fifths
+			require.Equal(t, Healthy, find("dlq", "letters", "").Status, n)
+			require.NoError(t, s.DLQ.Add(Letter{Operation: "o", Method: "PUT", URL: "http://h/", Body: make([]byte, 100)}))
+		}
+		require.Equal(t, Degraded, find("dlq", "letters", "").Status)
+		require.Zero(t, find("keys", "oldest", "").Value)
+		s.Breaker.Reset()
+		_, err := dial(t.Context(), t, s.Wrap(&phone{answer: lostAnswer}), "", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.Equal(t, "being looked up", find("keys", "in doubt", "").Message)
+		time.Sleep(longInDoubt)
+		require.Equal(t, Healthy, find("keys", "oldest", "").Status)
+		require.EqualValues(t, 900, find("keys", "oldest", "").Value)
+		time.Sleep(1)
+		require.Equal(t, Degraded, find("keys", "oldest", "").Status)
+		closeStack(t, s)
+	})
+}
+
+// endedReads is a store whose reads of what is not settled take their time, and fail under a context that has ended.
+type endedReads struct{ *MemoryStore }
+
+func (s endedReads) Unsettled(ctx context.Context, cursor string, limit int) ([]Record, string, error) {
+	if sleep(ctx, time.Second, nil); ctx.Err() != nil {
+		return nil, "", ctx.Err()
+	}
+	return s.MemoryStore.Unsettled(ctx, cursor, limit)
+}
+
+// The end of Run says nothing about the store: one whose look at it is cut off leaves what health has known.
+func TestHealth_TheEndOfRunIsNoFailureOfTheStore(t *testing.T) {
+	for name, over := range map[string]time.Duration{"before it begins": 0, "at its second look": tendEvery + 1500*time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: endedReads{NewMemoryStore(0)}}})
+				ctx, cancel := context.WithTimeout(t.Context(), over)
+				defer cancel()
+				require.NoError(t, s.Run(ctx))
+				require.Equal(t, over, time.Since(s.epoch))
+				for _, c := range s.Health().Check(t.Context()).Checks {
+					if c.Name == "keys" && c.Measure == "store" {
+						require.Equal(t, "ok", c.State)
+					}
+				}
+				require.Zero(t, s.Stats().Idempotency.StoreErrors)
+				closeStack(t, s)
+			})
+		})
+	}
 }

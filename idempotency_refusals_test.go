@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,76 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// evidence says it happened, the answer is a 4xx
+func TestIdempotency_ARefusalAfterEvidenceProvesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i, _ := NewIdempotency(IdempotencyConfig{})
+		rt := i.Wrap(RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+			rec := i.ID("k")
+			// as another process would have observed it
+			_, _ = i.apply(context.Background(), rec, keyEvent{kind: eventEvidence, evidence: Evidence{ID: rec, Calls: []Found{{ID: "call_1"}}}, keep: time.Hour})
+			return nil, MarkNotSent(http.ErrServerClosed)
+		}))
+		_, err := postCall(WithIdempotencyKey(t.Context(), "k"), rt, dialBody)
+		require.False(t, NotSent(err))
+	})
+}
+
+func TestIdempotency_AnOpenCircuitBeforeAResendProvesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &trustedFinder{}
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}, Idempotency: IdempotencyConfig{Reconcile: f, ServerKeys: ServerKeysTrust}})
+		rt := s.Wrap(&phone{answer: lostAnswer})
+		_, err := postCall(WithIdempotencyKey(t.Context(), "k"), rt, dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		s.Breaker.ForceOpen()
+		_, err = postCall(WithIdempotencyKey(t.Context(), "k"), rt, dialBody)
+		require.False(t, NotSent(err))
+		closeStack(t, s)
+	})
+}
+
+// A re-send that the user chose does not undo the first send: who leaves before it goes out is in doubt.
+func TestIdempotency_WhoLeavesBeforeAResendIsInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &idReader{}, ServerKeys: ServerKeysTrust})
+		p := &phone{answer: lostAnswer}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		hold := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+				<-r.Context().Done()
+				return nil, MarkNotSent(context.Cause(r.Context()))
+			})
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = dial(ctx, t, Chain(i.Claim(), hold, i.Intent()).Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.False(t, NotSent(err))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+	})
+}
+
+// A refusal between the doors of a key that was sent before says nothing about that send.
+func TestIdempotency_ARefusedResendIsInDoubtWithItsKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &idReader{}, ServerKeys: ServerKeysTrust})
+		p := &phone{answer: lostAnswer}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		full := LayerFunc(func(http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, MarkNotSent(errors.New("full")) })
+		})
+		_, err = dial(t.Context(), t, Chain(i.Claim(), full, i.Intent()).Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "k", e.Key)
+	})
+}
 
 // A refusal that comes when its key has been forgotten and used anew speaks of its own send, though that had the same epoch.
 func TestInvariantI9_ARefusalFromBeforeAForgottenKeyProvesNothing(t *testing.T) {
@@ -168,4 +239,94 @@ func TestUnreadRefusal_IsOneThatSettlesItsCall(t *testing.T) {
 	} {
 		require.Equal(t, c.want, unreadRefusal(c.err), name)
 	}
+}
+
+// muteStore makes a write and says that it failed, as a store does whose answer is lost.
+type muteStore struct {
+	*MemoryStore
+	mute atomic.Int64 // so many writes from here on
+}
+
+func (s *muteStore) CompareAndSwap(ctx context.Context, old uint64, r Record) (uint64, bool, error) {
+	version, swapped, err := s.MemoryStore.CompareAndSwap(ctx, old, r)
+	if r.State == KeyInDoubt && s.mute.Add(-1) >= 0 {
+		return 0, false, errBroken
+	}
+	return version, swapped, err
+}
+
+// A refusal that is recorded a second time, since the store did not say that it had taken it, speaks of its own send still,
+// and not of the first one.
+func TestKeyState_ARefusalCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &muteStore{MemoryStore: NewMemoryStore(0)}
+		i := newIdem(t, IdempotencyConfig{Store: store, Reconcile: &idReader{}, ServerKeys: ServerKeysTrust})
+		p := &phone{answer: lostAnswer}
+		rt := i.Wrap(p)
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		store.mute.Store(1)
+		p.before = func(*http.Request, int) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }
+		_, err = dial(t.Context(), t, rt, "k", dialBody) // the second send is refused
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+		i.tend(t.Context())
+		require.Zero(t, i.Stats().Unwritten)
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"), "of the first send nothing is known")
+		time.Sleep(time.Hour) // the API's own key does not help any more
+		p.before, p.answer = nil, nil
+		_, err = dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.Equal(t, 1, p.rang())
+	})
+}
+
+func TestKeyState_ALateRefusalCountsOnce(t *testing.T) {
+	e := keyEvent{kind: eventAnswer, token: "t", answer: answerReceipt{kind: answerRefused, epoch: 2}}
+	for _, from := range []KeyState{KeySending, KeyInDoubt} {
+		r := Record{ID: "k", State: from, Token: "t", Epoch: 2, Doubts: 2, Sends: 2}
+		r, err := transition(r, e)
+		require.NoError(t, err)
+		require.Equal(t, KeyInDoubt, r.State)
+		require.Equal(t, 1, r.Doubts)
+		again, err := transition(r, e)
+		require.ErrorIs(t, err, errConflict, "%v", from)
+		require.Equal(t, KeyInDoubt, again.State)
+		done := e
+		done.answer.kind = answerDone
+		late, err := transition(r, done)
+		require.NoError(t, err, "evidence of an earlier send counts still")
+		require.Equal(t, KeyConfirmed, late.State)
+	}
+}
+
+// A claim that ends without a send leaves the key as it was: what is learned of an earlier send counts still.
+func TestKeyState_ARefusedClaimForgetsNoEarlierSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{})
+		p := &phone{answer: lostAnswer}
+		_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		require.NoError(t, i.Resolve(t.Context(), "k", Resolution{State: KeyNotApplied, Reason: "asked"}))
+		resolved, err := i.Lookup(t.Context(), "k")
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		full := LayerFunc(func(http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, MarkNotSent(ErrFull) })
+		})
+		for range 2 {
+			_, err = dial(t.Context(), t, Chain(i.Claim(), full, i.Intent()).Wrap(p), "k", dialBody)
+			require.ErrorIs(t, err, ErrFull)
+			rec, err := i.Lookup(t.Context(), "k")
+			require.NoError(t, err)
+			require.Equal(t, KeyNotApplied, rec.State)
+			require.Equal(t, "operator", rec.Evidence)
+			require.Equal(t, resolved.Settled, rec.Settled, "it was said then, and of what was sent before")
+		}
+		require.NoError(t, i.Observe(t.Context(), Evidence{ID: i.ID("k"), Calls: []Found{{ID: "call_1"}}}))
+		require.Equal(t, KeyDisputed, stateOf(t, i, "k"), "the operator was wrong")
+		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrDisputed)
+		require.Equal(t, 1, p.rang())
+	})
 }

@@ -17,6 +17,66 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestIdempotency_CountsAndReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kinds := map[EventKind]int{}
+		var mu sync.Mutex
+		store := &flakyStore{MemoryStore: NewMemoryStore(0), fail: 99}
+		i := newIdem(t, IdempotencyConfig{Store: store, OnEvent: func(e Event) { mu.Lock(); kinds[e.Kind]++; mu.Unlock() }})
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return reply(201, "{}"), nil
+		}}
+		rt := i.Wrap(p)
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() { _, _ = dial(t.Context(), t, rt, "k", dialBody) })
+		}
+		synctest.Wait()
+		_, err := dial(t.Context(), t, rt, "k", `{"other":1}`)
+		require.ErrorIs(t, err, ErrKeyReused)
+		wg.Wait()
+		p.before = func(*http.Request, int) (*http.Response, error) { return reply(400, ""), nil }
+		_, _ = dial(t.Context(), t, rt, "refused", dialBody)
+		require.Equal(t, KeyNotApplied, stateOf(t, i, "refused"))
+		_, _ = dial(t.Context(), t, Chain(i.Claim(), LayerFunc(func(http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, MarkNotSent(ErrFull) })
+		})).Wrap(p), "back", dialBody)
+		store.set(KeyClaimed)
+		_, err = dial(t.Context(), t, rt, "bad", dialBody)
+		require.ErrorIs(t, err, ErrStore)
+		synctest.Wait()
+		st := i.Stats()
+		require.EqualValues(t, 2, st.Joined)
+		require.EqualValues(t, 1, st.Reused)
+		require.EqualValues(t, 2, st.GivenBack, "the refused one, too")
+		require.EqualValues(t, 1, st.StoreErrors)
+		require.Equal(t, 2, kinds[EventKeyJoined])
+		require.Equal(t, 1, kinds[EventKeyReused])
+		require.Equal(t, 1, kinds[EventStoreFailed])
+		require.Zero(t, st.Flights)
+	})
+}
+
+// Idempotency that was left out of a stack is nil, and no method of it may end the program.
+func TestIdempotency_NilIsSafe(t *testing.T) {
+	s := newStack(t, Config{Idempotency: IdempotencyConfig{Off: true}})
+	keys := s.Idempotency
+	require.Nil(t, keys)
+	require.Empty(t, keys.ID("k"))
+	record, err := keys.Lookup(t.Context(), "k")
+	require.NoError(t, err)
+	require.Equal(t, KeyFree, record.State)
+	unsettled, err := keys.Unsettled(t.Context(), 1)
+	require.NoError(t, err)
+	require.Empty(t, unsettled)
+	require.Error(t, keys.Resolve(t.Context(), "k", Resolution{State: KeyNotApplied, Reason: "it is off"}), "nothing was resolved")
+	require.NoError(t, keys.Observe(t.Context(), Evidence{ID: "x"}))
+	require.NoError(t, keys.Forget(t.Context(), "k"))
+	require.Zero(t, keys.Stats())
+	closeStack(t, s)
+}
+
 // phone is the other side of the tests: it rings, and answers as it is told.
 type phone struct {
 	mu    sync.Mutex
@@ -543,15 +603,20 @@ type brokenStore struct{}
 var errBroken = errors.New("disk on fire")
 
 func (brokenStore) Load(context.Context, string) (Record, error) { return Record{}, errBroken }
+
 func (brokenStore) CompareAndSwap(context.Context, uint64, Record) (uint64, bool, error) {
 	return 0, false, errBroken
 }
+
 func (brokenStore) Unsettled(context.Context, string, int) ([]Record, string, error) {
 	return nil, "", errBroken
 }
+
 func (brokenStore) Sweep(context.Context, int, func(string) bool) (int, error) { return 0, errBroken }
-func (brokenStore) Now() time.Time                                             { return time.Now() }
-func (brokenStore) Capabilities() Capabilities                                 { return Capabilities{} }
+
+func (brokenStore) Now() time.Time { return time.Now() }
+
+func (brokenStore) Capabilities() Capabilities { return Capabilities{} }
 
 func TestIdempotency_I14_StoreErrorBeforeTheIntentSendsNothing(t *testing.T) {
 	p := &phone{}
@@ -835,29 +900,4 @@ func TestIdempotency_MarksWhatGoesOut(t *testing.T) {
 	require.Equal(t, i.ID("mine")+"/mine", seen)
 	require.Equal(t, "mine", req.Header.Get("Idempotency-Key"), "the caller's request is unchanged")
 	require.Empty(t, req.Header.Get("X-Marker"))
-}
-
-func TestIdempotency_IdempotentWriteDeduplicatesFinishedResults(t *testing.T) {
-	i := newIdem(t, IdempotencyConfig{})
-	p := &phone{before: func(_ *http.Request, n int) (*http.Response, error) {
-		if n == 1 {
-			return reply(500, ""), nil
-		}
-		return nil, nil
-	}}
-	rt := i.Wrap(p)
-	put := func() (*http.Response, error) {
-		ctx := WithIdempotencyKey(t.Context(), "k")
-		req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://api.test/x", strings.NewReader("{}"))
-		return rt.RoundTrip(req)
-	}
-	resp, err := put()
-	require.NoError(t, err)
-	require.Equal(t, 500, resp.StatusCode)
-	_, err = put()
-	require.NoError(t, err)
-	resp, err = put()
-	require.NoError(t, err)
-	require.True(t, Replayed(resp))
-	require.Equal(t, 2, p.sends)
 }

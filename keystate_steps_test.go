@@ -11,6 +11,106 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// A sweep does not take what was claimed anew while it asked whether it may.
+func TestKeyState_ASweepLeavesWhatMovedOn(t *testing.T) {
+	s := NewMemoryStore(0)
+	v, ok, err := s.CompareAndSwap(t.Context(), 0, Record{ID: "a", State: KeyNotApplied, Expires: s.Now()})
+	require.True(t, ok)
+	require.NoError(t, err)
+	n, err := s.Sweep(t.Context(), 10, func(string) bool {
+		_, ok, err := s.CompareAndSwap(t.Context(), v, Record{ID: "a", State: KeySending})
+		require.True(t, ok)
+		require.NoError(t, err)
+		return false
+	})
+	require.NoError(t, err)
+	require.Zero(t, n)
+	rec, err := s.Load(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, KeySending, rec.State)
+}
+
+type sharedKeys struct{ KeyStore }
+
+func (sharedKeys) Capabilities() Capabilities {
+	return Capabilities{Shared: true, Linearizable: true}
+}
+
+func TestKeyState_WhoLostTheClaimToADoubtIsInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := sharedKeys{NewMemoryStore(0)}
+		a, _ := NewIdempotency(IdempotencyConfig{Store: st})
+		b, _ := NewIdempotency(IdempotencyConfig{Store: st})
+		p := &phone{answer: lostAnswer}
+		wait := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+				time.Sleep(time.Hour) // a queue, a suspended process
+				return next.RoundTrip(r)
+			})
+		})
+		done := make(chan error)
+		go func() {
+			_, err := postCall(WithIdempotencyKey(t.Context(), "k"), Chain(a.Claim(), wait, a.Intent()).Wrap(p), dialBody)
+			done <- err
+		}()
+		time.Sleep(30 * time.Minute)
+		_, err := postCall(WithIdempotencyKey(t.Context(), "k"), b.Wrap(p), dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		err = <-done
+		require.Equal(t, 1, p.rang())
+		require.False(t, NotSent(err))
+	})
+}
+
+func TestKeyState_RunLeavesAClaimOfItsOwnProcessAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}, Bulkhead: BulkheadConfig{Total: 1}})
+		p := &phone{}
+		rt := s.Wrap(p)
+		ctx, cancel := context.WithCancel(t.Context())
+		go s.Run(ctx)
+		release, err := s.Bulkhead.Acquire(t.Context(), PriorityNormal)
+		require.NoError(t, err)
+		time.AfterFunc(2*time.Minute, release)
+		_, err = postCall(WithIdempotencyKey(WithBudget(t.Context(), -1), "k"), rt, dialBody)
+		cancel()
+		require.NoError(t, err)
+		closeStack(t, s)
+	})
+}
+
+// What was said of earlier sends is not said of the next one.
+func TestKeyState_ASendIsItsOwnEvidence(t *testing.T) {
+	claimed := Record{ID: "k", State: KeyClaimed, Token: "t", Settled: modelStart, Evidence: "operator"}
+	taken, err := transition(claimed, keyEvent{kind: eventClaim, token: "u", now: modelLate})
+	require.NoError(t, err)
+	require.Equal(t, modelStart, taken.Settled)
+	require.Equal(t, "operator", taken.Evidence)
+	sent, err := transition(taken, keyEvent{kind: eventIntend, token: "u", now: modelLate})
+	require.NoError(t, err)
+	require.Zero(t, sent.Settled)
+	require.Empty(t, sent.Evidence)
+}
+
+// Where one process at a time uses the store, another owner is dead, and its lease counts for nothing.
+func TestKeyState_ALeaseOfTheDead(t *testing.T) {
+	for state, dead := range map[KeyState]error{KeyClaimed: nil, KeySending: ErrInDoubt} {
+		r := Record{ID: "k", State: state, Token: "t", Owner: "other", Fingerprint: "f", Lease: modelLease}
+		for _, exclusive := range []bool{true, false} {
+			e := keyEvent{kind: eventClaim, token: "u", now: modelStart, claim: claimRequest{fingerprint: "f", owner: "me", exclusive: exclusive}}
+			_, err := transition(r, e)
+			if exclusive {
+				require.ErrorIs(t, err, dead)
+			} else {
+				require.ErrorIs(t, err, ErrInFlight)
+			}
+			e.claim.owner = "other"
+			_, err = transition(r, e)
+			require.ErrorIs(t, err, ErrInFlight, "its own process lives")
+		}
+	}
+}
+
 // dead leaves the record of a process that died while sending, as far as the store can tell.
 func dead(t *testing.T, store KeyStore, key string) {
 	t.Helper()

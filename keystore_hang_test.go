@@ -64,7 +64,6 @@ func TestIdempotency_AHungStoreHoldsNeitherSlotNorAnswerNorClose(t *testing.T) {
 		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: laterHungStore{NewMemoryStore(0)}}})
 		began := time.Now()
 		resp, err := dial(WithBudget(t.Context(), 20*time.Second), t, s.Wrap(&phone{}), "k", dialBody)
-		t.Log(time.Since(began), err, s.Stats().Bulkhead.InUse)
 		require.NoError(t, err, "I14: the answer is returned, and this process answers from memory")
 		require.Equal(t, 201, resp.StatusCode)
 		require.Zero(t, s.Stats().Bulkhead.InUse)

@@ -18,6 +18,102 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// What is exported can be imported, whatever was added and however it is redacted.
+func TestLetter_WhatIsExportedCanBeImported(t *testing.T) {
+	for name, l := range map[string]Letter{
+		"long history":      {History: make([]LetterAttempt, 12)},
+		"negative attempts": {Attempts: -1},
+		"unknown effect":    {Call: Call{Effect: 9}},
+		"bad method":        {Method: "\xff"},
+		"first zero next":   {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{})
+			l.Operation = "op"
+			if err := d.Add(l); err != nil {
+				return // said so
+			}
+			require.NoError(t, d.Add(Letter{Operation: "innocent"}))
+			file := dlqExport(t, d)
+			require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(file)))
+		})
+	}
+	for name, redact := range map[string]func(*Letter){
+		"key away":       func(l *Letter) { l.Key = "" },
+		"key the same":   func(l *Letter) { l.Key = "redacted" },
+		"operation away": func(l *Letter) { l.Operation = "" },
+		"all away":       func(l *Letter) { *l = Letter{} },
+	} {
+		t.Run("redact "+name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{Redact: redact})
+			require.NoError(t, d.Add(Letter{Operation: "a", Key: "call +15550001111"}))
+			require.NoError(t, d.Add(Letter{Operation: "b", Key: "call +15550002222"}))
+			var file bytes.Buffer
+			if err := d.Export(&file); err != nil {
+				return // said so
+			}
+			require.NoError(t, mustDLQ(t, DLQConfig{}).Import(&file))
+		})
+	}
+}
+
+// Keys that differ in the space around them are one, and so is their letter, in doubt if either is.
+func TestLetter_TwoLettersOfOneKeyAreOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		alone := mustDLQ(t, DLQConfig{})
+		require.NoError(t, alone.Add(Letter{Method: "POST", URL: "http://h/", Key: "k", InDoubt: true}))
+		require.NoError(t, alone.Add(Letter{Method: "POST", URL: "http://h/", Key: "k "}))
+		p := &phone{}
+		s := newStack(t, Config{})
+		s.Wrap(p)
+		require.NoError(t, s.DLQ.Import(bytes.NewReader(dlqExport(t, alone))))
+		require.Equal(t, 1, s.DLQ.Len())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.Zero(t, p.rang(), "the key is in doubt")
+	})
+}
+
+func TestLetter_ANilQueueExportsNothing(t *testing.T) {
+	var d *DLQ
+	var file bytes.Buffer
+	require.NoError(t, d.Export(&file))
+	into := mustDLQ(t, DLQConfig{})
+	require.NoError(t, into.Import(&file))
+	require.Zero(t, into.Len())
+}
+
+// What these hold was right, and nothing else would have noticed if it had not been.
+
+func TestDLQ_WorkOnItsWayIsExportedAsInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		release := make(chan struct{})
+		d.Handle("op", func(context.Context, Letter) error { <-release; return nil })
+		require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: EffectOnce}, Next: time.Now()}))
+		go d.Redrive(context.Background())
+		synctest.Wait()
+		file := dlqExport(t, d)
+		close(release)
+		synctest.Wait()
+		into := mustDLQ(t, DLQConfig{})
+		require.NoError(t, into.Import(bytes.NewReader(file)))
+		require.True(t, dlqOnly(t, into).InDoubt)
+	})
+}
+
+func TestDLQ_ARedactedLetterIsNotSentHoweverItCame(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	w := &dlqWorld{answer: dlqStatus(200)}
+	_ = d.Wrap(w)
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Redacted: true, Next: time.Now()}))
+	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+	require.Equal(t, "redacted", dlqOnly(t, d).ParkedReason)
+	require.Empty(t, w.calls())
+}
+
 func dlqExport(t testing.TB, d *DLQ) []byte {
 	t.Helper()
 	var file bytes.Buffer
@@ -344,4 +440,12 @@ func FuzzDLQImport(f *testing.F) {
 			require.Equal(t, dlqPlain(d.List(LetterFilter{})), dlqPlain(again.List(LetterFilter{})))
 		}
 	})
+}
+
+// A letter that is merged into another brings no time that no export can hold.
+func TestDLQ_AMergedLetterCanBeExported(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{Base: time.Hour, Cap: time.Hour})
+	require.NoError(t, d.Add(Letter{Operation: "op", Key: "k", Parked: true}))
+	require.NoError(t, d.Add(Letter{Operation: "op", Key: "k", Last: time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC)}))
+	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(dlqExport(t, d))))
 }

@@ -15,6 +15,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Header names that are not in canonical form.
+func TestLetter_CredentialsInLowerCase(t *testing.T) {
+	_, s, rt := newShop(t, FallbackConfig{})
+	a := readOf(t.Context(), t, callURL)
+	a.Header["authorization"] = []string{"Bearer A"}
+	_, err := rt.RoundTrip(a)
+	require.NoError(t, err)
+	s.fails(errDown)
+	b := readOf(t.Context(), t, callURL)
+	b.Header["authorization"] = []string{"Bearer B"}
+	_, err = rt.RoundTrip(b)
+	require.ErrorIs(t, err, errDown, "B is served what belongs to A")
+}
+
 // letterFilled is a letter with every field set, all times in a zone of their own.
 func letterFilled() Letter {
 	zone := time.FixedZone("east", 3600)
@@ -192,4 +206,54 @@ func TestLetter_WhatItSays(t *testing.T) {
 	l.DoubtSince = time.Now()
 	require.True(t, l.outlives(404))
 	require.False(t, l.outlives(204))
+}
+
+// Any MaxBytes that is not too small has room for the lines of its letters.
+func TestD16_ALineMayBeAsLongAsItsLetter(t *testing.T) {
+	from := mustDLQ(t, DLQConfig{MaxBytes: -1})
+	require.NoError(t, from.Add(Letter{Operation: "op", URL: strings.Repeat("<", 1<<20)})) // JSON takes six bytes for it
+	file := dlqExport(t, from)
+	require.Greater(t, len(file), 6<<20)
+	for _, most := range []int64{math.MaxInt64, 1<<20 + 4<<10, -1} {
+		require.NoError(t, mustDLQ(t, DLQConfig{MaxBytes: most}).Import(bytes.NewReader(file)))
+	}
+}
+
+// The words of a letter are short, for they are not counted byte by byte, whoever brings it.
+func TestD05_TheWordsOfALetterAreCut(t *testing.T) {
+	long := strings.Repeat("x", 255) + "é" + strings.Repeat("x", 2<<20)
+	l := Letter{
+		ID: "x", Operation: "op", Cause: long, Detail: long, ParkedReason: long,
+		History: []LetterAttempt{{Time: time.Now(), Cause: long, Detail: long}},
+	}
+	cut := long[:255]
+	check := func(d *DLQ) {
+		t.Helper()
+		got := dlqOnly(t, d)
+		require.Equal(t, []string{cut, cut, cut}, []string{got.Cause, got.Detail, got.ParkedReason})
+		require.Equal(t, []string{cut, cut}, []string{got.History[0].Cause, got.History[0].Detail})
+	}
+	added := mustDLQ(t, DLQConfig{MaxBytes: 8 << 10})
+	require.NoError(t, added.Add(l))
+	check(added)
+	require.Equal(t, long, l.History[0].Detail, "the caller's is as it was")
+	added.cfg.Redact = func(l *Letter) { l.Detail, l.History[0].Detail = long[:1<<19], long[:1<<19] }
+	imported := mustDLQ(t, DLQConfig{MaxBytes: 8 << 10})
+	require.NoError(t, imported.Import(bytes.NewReader(dlqExport(t, added))))
+	check(imported)
+	s := newShelf()
+	l.First, l.Last, l.Next = time.Now(), time.Now(), time.Now()
+	s.letters["x"] = l
+	check(mustDLQ(t, DLQConfig{Store: s.open()}))
+	require.Equal(t, cut+"x", cutText(cut+"x"))
+}
+
+// A header without a value comes back as well: net/http sends no User-Agent where that one is empty, and its own where it is missing.
+func TestD16_AHeaderWithoutAValueIsKept(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	header := http.Header{"User-Agent": {}, "A": {"1", "2"}}
+	require.NoError(t, d.Add(Letter{Method: "PUT", URL: "http://h/", Header: header}))
+	into := mustDLQ(t, DLQConfig{})
+	require.NoError(t, into.Import(bytes.NewReader(dlqExport(t, d))))
+	require.Equal(t, header, dlqOnly(t, into).Header)
 }

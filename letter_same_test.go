@@ -1,12 +1,137 @@
 package resilience
 
 import (
+	"context"
+	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 )
+
+const correctedBody = `{"from_number":"+15550009999","to_number":"+15550003333"}`
+
+// Another request under the key of a waiting letter is refused, whether it would work or not; the letter's own is sent.
+func TestLetter_AnotherRequestUnderTheKeyOfALetter(t *testing.T) {
+	for name, c := range map[string]struct{ first, method, path, body string }{
+		"another body":   {http.MethodPost, http.MethodPost, "/a", correctedBody},
+		"another path":   {http.MethodPut, http.MethodPut, "/b", dialBody},
+		"another method": {http.MethodPut, http.MethodPatch, "/a", dialBody},
+	} {
+		for _, down := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, " down ", down), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { anotherUnderTheKey(t, c.first, c.method, c.path, c.body, down) })
+			})
+		}
+	}
+}
+
+func anotherUnderTheKey(t *testing.T, first, method, path, body string, down bool) {
+	broken := true
+	s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+	var sent []string
+	rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		if broken {
+			return nil, MarkNotSent(io.EOF)
+		}
+		b, err := io.ReadAll(req.Body)
+		sent = append(sent, req.Method+" "+req.URL.Path+" "+string(b))
+		return reply(200, "{}"), err
+	}))
+	send := func(method, path, body string) error {
+		req, err := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), method, "http://h"+path, strings.NewReader(body))
+		require.NoError(t, err)
+		_, err = rt.RoundTrip(req)
+		return err
+	}
+	require.ErrorIs(t, send(first, "/a", dialBody), ErrParked)
+	broken = down
+	err := send(method, path, body)
+	require.ErrorIs(t, err, ErrKeyReused)
+	require.True(t, NotSent(err))
+	require.Empty(t, sent)
+	broken = false
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	require.NoError(t, s.Run(ctx))
+	closeStack(t, s)
+	require.Equal(t, []string{first + " /a " + dialBody}, sent)
+}
+
+// Two writes of one key that are under way together, and differ.
+func TestLetter_TwoWritesOfOneKeyUnderWayTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down := true
+		sent := map[string]int{}
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if down {
+				time.Sleep(time.Second)
+				return nil, MarkNotSent(io.EOF)
+			}
+			b, _ := io.ReadAll(req.Body)
+			sent[string(b)]++
+			return reply(200, "{}"), nil
+		}))
+		put := func(body string) error {
+			req, _ := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		errs := map[string]chan error{"a": make(chan error), "b": make(chan error)}
+		for body := range errs {
+			go func() { errs[body] <- put(body) }()
+		}
+		a, b := <-errs["a"], <-errs["b"]
+		down = false
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		for body, err := range map[string]error{"a": a, "b": b} {
+			if sent[body] == 0 {
+				require.NotErrorIs(t, err, ErrParked)
+				require.ErrorIs(t, err, ErrKeyReused)
+			}
+		}
+		require.Len(t, sent, 1)
+	})
+}
+
+// A call with the key of a letter, to another of the hosts that share an address, is another write.
+func TestLetter_IsNotTakenForAWriteToAnotherHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down := true
+		var hosts []string
+		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+		rt := s.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if down {
+				return nil, MarkNotSent(io.EOF)
+			}
+			hosts = append(hosts, req.Host)
+			return reply(201, "{}"), nil
+		}))
+		post := func(host string) error {
+			req, _ := http.NewRequestWithContext(WithIdempotencyKey(t.Context(), "k"), http.MethodPost, "http://gateway/v2/calls", strings.NewReader("{}"))
+			req.Host = host
+			_, err := rt.RoundTrip(req)
+			return err
+		}
+		require.ErrorIs(t, post("one"), ErrParked)
+		down = false
+		err := post("two")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		closeStack(t, s)
+		require.ErrorIs(t, err, ErrKeyReused)
+		require.Equal(t, []string{"one"}, hosts, "the caller was told that a letter owns this write")
+	})
+}
 
 func letterOfAll() Letter {
 	return Letter{

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,61 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// One letter that the store never takes does not keep the others from being tried again.
+func TestLetter_ALetterTheStoreNeverTakesDoesNotStarveTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sh := newShelf()
+		store := sh.open()
+		failOnce := true
+		store.set(func(_ context.Context, op, id string, effect func()) error {
+			if id == "good" && op == "remove" && failOnce {
+				failOnce = false
+				return errShelf
+			}
+			if strings.HasPrefix(id, "bad") {
+				return errShelf
+			}
+			effect()
+			return nil
+		})
+		d := mustDLQ(t, DLQConfig{Store: store})
+		stop := dlqRun(t, d)
+		require.NoError(t, d.Add(Letter{ID: "good", Operation: "op", Key: "k"}))
+		require.Error(t, d.Delete("good", "x"))
+		for i := range 600 { // ten minutes
+			_ = d.Add(Letter{ID: fmt.Sprint("bad", i), Operation: "op"})
+			time.Sleep(time.Second)
+		}
+		n := len(sh.ids())
+		stop()
+		store.set(nil)
+		_ = d.close(t.Context())
+		require.Zero(t, n, "nothing tried the removal again in ten minutes")
+	})
+}
+
+// Close says what is not in the store also where a redrive hangs.
+func TestLetter_CloseSaysWhatIsNotInTheStoreThoughARedriveHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sh := newShelf()
+		store := sh.open()
+		d := mustDLQ(t, DLQConfig{Store: store})
+		release := make(chan struct{})
+		d.Handle("hangs", func(context.Context, Letter) error { <-release; return nil })
+		require.NoError(t, d.Add(Letter{ID: "hangs", Operation: "hangs", Next: time.Now()}))
+		require.NoError(t, d.Add(Letter{ID: "other", Operation: "op"}))
+		go d.Redrive(context.Background())
+		synctest.Wait()
+		store.set(failing)
+		require.Error(t, d.Delete("other", ""))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := d.close(ctx)
+		close(release)
+		require.ErrorIs(t, err, ErrStore)
+	})
+}
 
 // stuckStore has n letters, and takes nothing more until release is closed, whatever contexts say.
 func stuckStore(t *testing.T, n int, cfg DLQConfig) (d *DLQ, s *shelf, release chan struct{}) {

@@ -11,6 +11,143 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Absence is assumed though nobody has looked for a long time.
+type lateIndex struct {
+	finder
+	visible time.Time
+	last    time.Time
+}
+
+func (f *lateIndex) Find(context.Context, Record) (Evidence, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = time.Now()
+	if time.Now().Before(f.visible) {
+		return Evidence{}, nil
+	}
+	return Evidence{Calls: []Found{{ID: "call_1"}}}, nil
+}
+
+func TestLookups_AbsenceIsAssumedAfterALastLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &lateIndex{visible: time.Now().Add(5*time.Minute + 10*time.Second)} // it rang for five minutes before it was listed
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}, Idempotency: IdempotencyConfig{Reconcile: f, AssumeAbsentAfter: 10 * time.Minute}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		p := &phone{answer: lostAnswer}
+		_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(12 * time.Minute)
+		f.mu.Lock()
+		f.mu.Unlock()
+		cancel()
+		require.NoError(t, <-done)
+		state := stateOf(t, s.Idempotency, "k")
+		closeStack(t, s)
+		require.NotEqual(t, KeyNotApplied, state, "a look would have found it")
+	})
+}
+
+// The last look finds the call, and the store does not take that.
+func TestLookups_AbsenceIsNotAssumedOfWhatWasFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &lateIndex{visible: time.Now().Add(5*time.Minute + 10*time.Second)}
+		store := &answerRefusingStore{MemoryStore: NewMemoryStore(0)}
+		store.failing.Store(1)
+		s := newStack(t, Config{
+			DLQ:         DLQConfig{Off: true},
+			Idempotency: IdempotencyConfig{Store: store, Reconcile: f, AssumeAbsentAfter: 10 * time.Minute},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		_, err := dial(t.Context(), t, s.Wrap(&phone{answer: lostAnswer}), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(time.Hour)
+		cancel()
+		require.NoError(t, <-done)
+		require.Negative(t, store.failing.Load(), "it was refused once, and then taken")
+		require.Equal(t, KeyConfirmed, stateOf(t, s.Idempotency, "k"))
+		closeStack(t, s)
+	})
+}
+
+// A look-up that hangs stops all tending.
+func TestLookups_AHangingLookUpDoesNotStopTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &hangingFinder{}
+		i := newIdem(t, IdempotencyConfig{Reconcile: f})
+		f.hung = i.ID("k0")
+		rt := i.Wrap(&phone{answer: lostAnswer})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- i.run(ctx) }()
+		_, err := dial(t.Context(), t, rt, "k0", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(5 * time.Second) // its look-up hangs
+		_, err = dial(t.Context(), t, rt, "k1", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(time.Hour)
+		state := stateOf(t, i, "k1")
+		cancel()
+		require.NoError(t, <-done)
+		require.Equal(t, KeyConfirmed, state)
+	})
+}
+
+// The look-ups of a letter use up the plan of the key.
+func TestLookups_AKeyInDoubtIsLookedUpForADay(t *testing.T) {
+	for name, off := range map[string]bool{"without letters": true, "with a letter": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &lateIndex{visible: time.Now().Add(6 * time.Hour)}
+				s := newStack(t, Config{DLQ: DLQConfig{Off: off}, Idempotency: IdempotencyConfig{Reconcile: f}})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- s.Run(ctx) }()
+				_, err := dial(t.Context(), t, s.Wrap(&phone{answer: lostAnswer}), "k", dialBody)
+				require.ErrorIs(t, err, ErrInDoubt)
+				time.Sleep(2 * time.Hour)
+				time.Sleep(10 * time.Hour)
+				state := stateOf(t, s.Idempotency, "k")
+				cancel()
+				require.NoError(t, <-done)
+				closeStack(t, s)
+				require.Equal(t, KeyConfirmed, state, "it was listed six hours ago")
+			})
+		})
+	}
+}
+
+// Absence is assumed so long after the attempt is over, not after it began.
+func TestLookups_AbsenceCountsFromTheEndOfTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{AssumeAbsentAfter: 20 * time.Minute})
+		_, err := dial(t.Context(), t, i.Wrap(&phone{answer: lostAnswer}), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(29 * time.Minute) // the lease of a call without a limit is ten
+		i.tend(t.Context())
+		require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+	})
+}
+
+func TestLookups_AStoreThatTakesNothingIsNoReasonToAskAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &faultyStore{KeyStore: NewMemoryStore(0)}
+		f := &trustedFinder{}
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}, Idempotency: IdempotencyConfig{Store: st, Reconcile: f}})
+		_, err := postCall(WithIdempotencyKey(t.Context(), "k"), s.Wrap(&phone{answer: lostAnswer}), dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		st.noCAS.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		require.NoError(t, s.Run(ctx))
+		require.Less(t, f.n.Load(), int64(20))
+		closeStack(t, s)
+	})
+}
+
 // diary is a reconciler that notes when it is asked, and answers as it is told.
 type diary struct {
 	finder

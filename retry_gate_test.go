@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -14,7 +15,58 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// R1: answers of calls that started before the gate closed open it.
+// Whoever waits at the gate of an operation holds no slot.
+func TestRetry_TheGateIsWaitedForWithoutASlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1, Queue: -1}})
+		rt, sends := script(status(429, "Retry-After", "10"), status(200))
+		first := make(chan error)
+		go func() {
+			_, err := dial(WithCall(context.Background(), Call{Operation: "ring"}), t, s.Wrap(rt), "k", dialBody)
+			first <- err
+		}()
+		synctest.Wait()
+		require.Equal(t, 1, *sends)
+		require.Zero(t, s.Bulkhead.Stats().InUse)
+		require.Equal(t, 1, s.Stats().Retry.Gates)
+		start := time.Now()
+		_, err := fetch(WithCall(t.Context(), Call{Operation: "other"}), t, s.Wrap(slow(0)))
+		require.NoError(t, err)
+		require.Zero(t, time.Since(start))
+		require.NoError(t, <-first)
+		require.Equal(t, 10*time.Second, time.Since(start))
+		closeStack(t, s)
+	})
+}
+
+func TestRetry_AGateOpensAgainUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Fallback: FallbackConfig{Off: true}})
+		var n atomic.Int64
+		rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			if n.Add(1) == 1 {
+				return reply(429, "", "Retry-After", "30"), nil
+			}
+			return reply(200, "{}"), nil
+		}))
+		ok := 0
+		for i := range 30000 { // 5 minutes at 100/s
+			req, _ := http.NewRequestWithContext(WithBudget(t.Context(), 2*time.Second), http.MethodGet, "http://api.test/x", nil)
+			if i > 0 && i%10 == 0 {
+				synctest.Wait()
+			}
+			resp, err := rt.RoundTrip(req)
+			if err == nil && resp.StatusCode == 200 {
+				ok++
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.Greater(t, ok, 10000)
+		closeStack(t, s)
+	})
+}
+
+// Answers of calls that started before the gate closed open it.
 func TestRetry_LateAnswersDoNotOpenTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{Max: -1})
@@ -45,7 +97,7 @@ func TestRetry_LateAnswersDoNotOpenTheGate(t *testing.T) {
 	})
 }
 
-// R2: those who wait at the gate go on although it has closed for longer meanwhile.
+// Those who wait at the gate go on although it has closed for longer meanwhile.
 func TestRetry_AGateThatClosesAgainHoldsThoseWhoWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{Max: 5})
@@ -81,7 +133,7 @@ func TestRetry_AGateThatClosesAgainHoldsThoseWhoWait(t *testing.T) {
 	})
 }
 
-// R3: one burst of refusals counts as many.
+// One burst of refusals counts as many.
 func TestRetry_OneBurstOf429IsOneSignal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{Ratio: -1})
@@ -103,7 +155,7 @@ func TestRetry_OneBurstOf429IsOneSignal(t *testing.T) {
 	})
 }
 
-// R4: those who hang up at the gate leave their turns behind.
+// Those who hang up at the gate leave their turns behind.
 func TestRetry_WhoHangsUpAtTheGateGivesTheTurnBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{Max: -1})
@@ -127,7 +179,7 @@ func TestRetry_WhoHangsUpAtTheGateGivesTheTurnBack(t *testing.T) {
 	})
 }
 
-// R5: a retry that the gate prevents is neither counted nor paid for.
+// A retry that the gate prevents is neither counted nor paid for.
 func TestRetry_ARetryThatTheGatePreventsIsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{})
@@ -145,7 +197,7 @@ func TestRetry_ARetryThatTheGatePreventsIsNone(t *testing.T) {
 	})
 }
 
-// R6: a streamed 429 that is given back after all has been closed.
+// A streamed 429 that is given back after all has been closed.
 func TestRetry_AStreamed429IsReadable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{})
@@ -166,7 +218,7 @@ func TestRetry_AStreamed429IsReadable(t *testing.T) {
 	})
 }
 
-// R7: gates of operations that never come again fill the list.
+// Gates of operations that never come again fill the list.
 func TestRetry_OldGatesMakeRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRe(t, RetryConfig{Max: -1})
@@ -216,5 +268,98 @@ func TestRetry_TheAnswerThatClosedTheGateIsTheCallers(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 429, resp.StatusCode)
 		require.Equal(t, 1, *n)
+	})
+}
+
+// A gate that is open for everybody costs nobody anything: the list is empty again, and so is the flag that says so.
+func TestRetry_AGateGoesAwayWithGoodAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{Max: -1})
+		codes := []int{429}
+		rt := r.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			if len(codes) > 0 {
+				code := codes[0]
+				codes = codes[1:]
+				return reply(code, ""), nil
+			}
+			return reply(200, ""), nil
+		}))
+		_, _ = fetch(t.Context(), t, rt)
+		require.Equal(t, 1, r.Stats().Gates)
+		require.True(t, r.gates.open.Load())
+		for range 10 {
+			_, err := fetch(t.Context(), t, rt)
+			require.NoError(t, err)
+		}
+		require.Zero(t, r.Stats().Gates)
+		require.False(t, r.gates.open.Load())
+	})
+}
+
+// The last one who hung up at the gate leaves no reservation behind.
+func TestRetry_TheGateForgetsThoseWhoHungUp(t *testing.T) {
+	now := time.Now()
+	g := gates{list: map[string]*gate{}}
+	g.closeFor("op", time.Second, now, 0)
+	for n := range 4 {
+		require.Equal(t, time.Second+time.Duration(n)*minGap, g.reserve("op", now, time.Hour), n)
+	}
+	require.False(t, g.leave("op", now.Add(time.Second), true), "one passes")
+	left, ok := g.wait("op", now.Add(time.Second))
+	require.True(t, ok)
+	require.Equal(t, 4*minGap, left, "behind those who wait")
+	for range 3 {
+		require.False(t, g.leave("op", now.Add(time.Second+minGap/2), false))
+	}
+	require.Equal(t, minGap/2, g.reserve("op", now.Add(time.Second+minGap/2), time.Hour), "the gap after the one who passed, and nothing for the others")
+	require.Zero(t, g.reserve("op", now.Add(time.Minute), time.Hour))
+	require.Equal(t, minGap, g.reserve("op", now.Add(time.Minute), time.Hour))
+	g.closeFor("op", time.Hour, now.Add(time.Minute), 0)
+	require.True(t, g.leave("op", now.Add(2*time.Minute), true), "closed for longer meanwhile")
+}
+
+func TestRetry_AProgramThatMakesOperationsUp(t *testing.T) {
+	now := time.Now()
+	g := gates{list: map[string]*gate{}}
+	for n := range maxGates + 10 {
+		g.closeFor(fmt.Sprint(n), time.Second, now, 0)
+	}
+	require.Len(t, g.list, maxGates)
+	require.Equal(t, time.Second, g.reserve("0", now, time.Hour))
+	g.closeFor("new", time.Second, now.Add(maxGap), 0)
+	require.Len(t, g.list, maxGates, "not yet")
+	g.closeFor("new", time.Second, now.Add(time.Second+2*maxGap), 0)
+	require.Len(t, g.list, 2, "the one who waits, and the new one")
+}
+
+// Who is told at the gate that it has closed for too long gets the answer that sent them there.
+func TestRetry_TheAnswerIsTheCallersWhenTheGateClosesForLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		n := 0
+		rt := newRe(t, RetryConfig{}).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			mu.Lock()
+			n++
+			first := n == 1
+			mu.Unlock()
+			if first {
+				time.Sleep(time.Millisecond) // both have passed
+				return reply(429, "slower", "Retry-After", "1"), nil
+			}
+			time.Sleep(500 * time.Millisecond)
+			return reply(429, "", "Retry-After", "50"), nil
+		}))
+		ctx, cancel := context.WithTimeout(WithCall(t.Context(), Call{Operation: "op"}), 5*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				resp, err := fetch(ctx, t, rt)
+				require.NoError(t, err)
+				require.Equal(t, 429, resp.StatusCode)
+			})
+		}
+		wg.Wait()
+		require.Equal(t, 2, n)
 	})
 }

@@ -3,7 +3,9 @@ package resilience
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -14,6 +16,112 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+func TestRetry_AnAnswerThatIsFineIsNotAskedForAgain(t *testing.T) {
+	for _, code := range []int{200, 204, 304} {
+		rt, n := script(status(code, "X-Should-Retry", "true"))
+		_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+		require.NoError(t, err)
+		require.Equal(t, 1, *n)
+	}
+}
+
+// Each fault by its own name: "Retry.Ratio" is the beginning of "Retry.RatioPerSecond".
+func TestRetry_AFaultyRatioIsNamed(t *testing.T) {
+	for _, ratio := range []float64{1.01, -0.5} {
+		_, err := NewRetry(RetryConfig{Ratio: ratio})
+		require.ErrorContains(t, err, "Retry.Ratio:")
+	}
+	for _, perSecond := range []float64{-0.5, -2} {
+		_, err := NewRetry(RetryConfig{RatioPerSecond: perSecond})
+		require.ErrorContains(t, err, "Retry.RatioPerSecond:")
+	}
+}
+
+// An operation for which there is no room for a gate waits as it was told, for itself.
+func TestRetry_WithoutAGateRetryAfterIsObeyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{})
+		for i := range maxGates {
+			r.gates.closeFor(fmt.Sprint("operation ", i), time.Minute, time.Now(), 0)
+		}
+		began := time.Now()
+		var starts []time.Duration
+		rt := r.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			starts = append(starts, time.Since(began))
+			return reply(429, "", "Retry-After", "5"), nil
+		}))
+		_, err := fetch(WithCall(t.Context(), Call{Operation: "one too many"}), t, rt)
+		require.NoError(t, err)
+		require.Equal(t, []time.Duration{0, 5 * time.Second, 10 * time.Second}, starts)
+	})
+}
+
+// An answer that is too large is so the next time, too.
+func TestRetry_ATooLargeAnswerIsNotAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{Timeout: TimeoutConfig{MaxResponseBytes: 4}})
+		sent := 0
+		_, err := fetch(t.Context(), t, s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			sent++
+			return reply(200, "much too large"), nil
+		})))
+		require.ErrorIs(t, err, ErrTooLarge)
+		require.Equal(t, 1, sent)
+		closeStack(t, s)
+	})
+}
+
+func TestRetry_CountsWhatItDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRe(t, RetryConfig{Ratio: -1})
+		rt, _ := script(status(503), status(429, "Retry-After", "3"), status(200))
+		began := time.Now()
+		resp, err := fetch(t.Context(), t, r.Wrap(rt))
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		require.LessOrEqual(t, time.Since(began), 3*time.Second+500*time.Millisecond, "waited for once, at the gate")
+		st := r.Stats()
+		require.Equal(t, []uint64{1, 3, 2, 1, 0}, []uint64{st.Calls, st.Attempts, st.Retries, st.Throttled, st.GaveUp})
+		require.EqualValues(t, -1, st.BudgetLeft)
+
+		rt, _ = script(status(503, "Retry-After", "30"))
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		resp, err = fetch(ctx, t, newRe(t, RetryConfig{}).Wrap(rt))
+		require.NoError(t, err)
+		require.Equal(t, 503, resp.StatusCode)
+
+		r = newRe(t, RetryConfig{})
+		rt, _ = script(status(503, "Retry-After", "30"))
+		_, _ = fetch(ctx, t, r.Wrap(rt))
+		require.EqualValues(t, 1, r.Stats().GaveUp)
+	})
+}
+
+// A 429 that says nothing of time is waited for as any failure is.
+func TestRetry_A429WithoutATimeBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		for range 20 {
+			rt, _ := script(status(429), status(200))
+			_, err := fetch(t.Context(), t, newRe(t, RetryConfig{}).Wrap(rt))
+			require.NoError(t, err)
+		}
+		require.Greater(t, time.Since(began), time.Second, "evenly between 0 and half a second, twenty times")
+	})
+}
+
+func TestRetry_ConfigNamesTheseFaults(t *testing.T) {
+	for _, c := range []RetryConfig{{Base: 10 * time.Second, Cap: time.Second}} {
+		_, err := NewRetry(c)
+		require.ErrorContains(t, err, "Retry.Base")
+	}
+	for _, ratio := range []float64{-0.5, 1.01, math.NaN(), math.Inf(1)} {
+		_, err := NewRetry(RetryConfig{Ratio: ratio})
+		require.ErrorContains(t, err, "Retry.Ratio", ratio)
+	}
+}
 
 func newRe(t testing.TB, cfg RetryConfig) *Retry {
 	t.Helper()
@@ -361,7 +469,7 @@ func TestRetry_TheBudgetIsABucket(t *testing.T) {
 	})
 }
 
-// R8: garbage
+// Garbage
 func TestRetry_GarbageIsNoRetryAfter(t *testing.T) {
 	now := time.Now()
 	for _, s := range []string{"inf", "+Infinity", "0x1p4", "nan", "-5", "-0.5", "soon", "1,2", "1s"} {

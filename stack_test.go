@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -16,6 +15,48 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// X02: one claim for three attempts, and one record.
+func TestX02_ThreeAttemptsAreOneKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var changes []string
+		s := newStack(t, Config{Retry: RetryConfig{Base: time.Millisecond}, DLQ: DLQConfig{Off: true}, Idempotency: IdempotencyConfig{OnEvent: func(e Event) {
+			if e.Kind == EventKeyChanged {
+				changes = append(changes, e.From+" "+e.To)
+			}
+		}}})
+		rt, sends := script(failing2(MarkNotSent(io.EOF)), failing2(MarkNotSent(io.EOF)), status(201))
+		_, err := dial(t.Context(), t, s.Wrap(rt), "k", dialBody)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, 3, *sends)
+		claims := 0
+		for _, c := range changes {
+			if c == "free claimed" {
+				claims++
+			}
+		}
+		require.Equal(t, 1, claims, changes)
+		require.EqualValues(t, 2, s.Breaker.Stats().Failures)
+		require.EqualValues(t, 1, s.Breaker.Stats().Successes)
+		closeStack(t, s)
+	})
+}
+
+func TestQ07_AnEndedContextIsNeverSent(t *testing.T) {
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			s, p := newStack(t, Config{}), &phone{}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			_, err := dial(ctx, t, s.Wrap(p), "k", dialBody)
+			synctest.Wait()
+			require.True(t, NotSent(err))
+			require.Zero(t, p.rang())
+			closeStack(t, s)
+		})
+	}
+}
 
 func newStack(t testing.TB, cfg Config) *Stack {
 	t.Helper()
@@ -243,71 +284,6 @@ func TestX02_ThreeAttemptsAreThreeResultsAndOneOfEverythingElse(t *testing.T) {
 	})
 }
 
-func TestX06_CloseSendsWaitersHomeAndAwaitsFlights(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1}, DLQ: DLQConfig{Off: true}})
-		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
-			time.Sleep(10 * time.Second)
-			return reply(201, "{}"), nil
-		}}
-		rt := s.Wrap(p)
-		flying, waiting := make(chan error, 1), make(chan error, 1)
-		go func() { _, err := dial(context.Background(), t, rt, "a", dialBody); flying <- err }()
-		synctest.Wait()
-		go func() { _, err := dial(context.Background(), t, rt, "b", dialBody); waiting <- err }()
-		synctest.Wait()
-		start := time.Now()
-		closed := make(chan error, 1)
-		go func() { closed <- s.Close(context.Background()) }()
-		err := <-waiting
-		require.ErrorIs(t, err, ErrClosed)
-		require.True(t, NotSent(err))
-		require.Zero(t, time.Since(start))
-		_, err = fetch(t.Context(), t, rt)
-		require.ErrorIs(t, err, ErrClosed)
-		require.NoError(t, <-flying)
-		require.NoError(t, <-closed)
-		require.Equal(t, 10*time.Second, time.Since(start))
-		require.Equal(t, KeyConfirmed, stateOf(t, s.Idempotency, "a"))
-		require.Equal(t, KeyFree, stateOf(t, s.Idempotency, "b"))
-		closeStack(t, s)
-	})
-}
-
-func TestX06_CloseWhoseTimeIsUpRecordsFlightsInDoubt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{})
-		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
-			time.Sleep(10 * time.Second)
-			return reply(201, "{}"), nil
-		}}
-		done := make(chan error, 1)
-		go func() { _, err := dial(context.Background(), t, s.Wrap(p), "a", dialBody); done <- err }()
-		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		err := s.Close(ctx)
-		require.ErrorContains(t, err, "1 of them are in doubt")
-		require.Equal(t, KeyInDoubt, stateOf(t, s.Idempotency, "a"))
-		<-done
-		time.Sleep(time.Minute)
-		require.Equal(t, 1, p.rang())
-		require.NoError(t, s.Close(context.Background()))
-	})
-}
-
-func TestStack_RunTwiceIsAnErrorAndEndsWithClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{})
-		done := make(chan error, 1)
-		go func() { done <- s.Run(context.Background()) }()
-		synctest.Wait()
-		require.Error(t, s.Run(t.Context()))
-		closeStack(t, s)
-		require.NoError(t, <-done)
-	})
-}
-
 func TestStack_AnOutageLeavesLettersThatRunRedrives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var down atomic.Bool
@@ -370,24 +346,6 @@ func TestStack_ASecondCallWithTheSameKeyTakesTheLetterOver(t *testing.T) {
 		require.Equal(t, 1, p.rang())
 		closeStack(t, s)
 	})
-}
-
-func TestStack_CloseLeavesNoGoroutine(t *testing.T) {
-	before := runtime.NumGoroutine()
-	synctest.Test(t, func(t *testing.T) { // a bubble fails by itself when a goroutine is left
-		s := newStack(t, Config{OnEvent: func(Event) {}})
-		rt := s.Wrap(slow(time.Millisecond))
-		var wg sync.WaitGroup
-		for i := range 200 {
-			wg.Go(func() {
-				_, _ = fetch(t.Context(), t, rt)
-				_, _ = dial(t.Context(), t, rt, fmt.Sprint(i), dialBody)
-			})
-		}
-		wg.Wait()
-		closeStack(t, s)
-	})
-	require.LessOrEqual(t, runtime.NumGoroutine(), before+1)
 }
 
 func TestDo_IsTheSameRoad(t *testing.T) {
@@ -498,36 +456,6 @@ func TestDo_NestedCallsArePartOfTheOuterOne(t *testing.T) {
 		require.Equal(t, 1, p.rang())
 		closeStack(t, s)
 	})
-}
-
-func TestStack_StatsShowLatencyByClass(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{})
-		rt := s.Wrap(slow(100 * time.Millisecond))
-		for range 10 {
-			_, err := fetch(t.Context(), t, rt)
-			require.NoError(t, err)
-		}
-		l := s.Stats().Latency["request"]
-		require.EqualValues(t, 10, l.Count)
-		require.Equal(t, 100*time.Millisecond, l.Mean)
-		require.Equal(t, 100*time.Millisecond, l.P99)
-		closeStack(t, s)
-	})
-}
-
-func TestLatency_BucketsAreOrderedAndTight(t *testing.T) {
-	last := -1
-	for us := int64(0); us < 1<<36; us = us + us/7 + 1 {
-		d := time.Duration(us) * time.Microsecond
-		b := bucketOf(d)
-		require.GreaterOrEqual(t, b, last)
-		last = b
-		require.Greater(t, upper(b), d)
-		require.LessOrEqual(t, float64(upper(b)), 1.26*float64(d)+float64(2*time.Microsecond))
-	}
-	require.Equal(t, buckets-1, bucketOf(maxDuration))
-	require.Equal(t, 0, bucketOf(-1))
 }
 
 func TestStack_ALetterOutlivesACallThatWasThrottled(t *testing.T) {

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -41,24 +39,6 @@ func TestStack_OneListenerHearsAllLayers(t *testing.T) {
 		for _, layer := range []string{"fallback", "idempotency", "dlq", "timeout", "retry", "bulkhead", "breaker", "health"} {
 			require.True(t, heard[layer], layer)
 		}
-	})
-}
-
-// Between claim and intent a call that meets Close is refused, and nothing is sent.
-func TestX06_NothingIsSentOnceCloseHasBegun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		i := newIdem(t, IdempotencyConfig{})
-		s := newStack(t, Config{})
-		p, closing := &phone{}, make(chan struct{})
-		i.closing = closing
-		rt := i.Wrap(p)
-		close(closing)
-		_, err := dial(t.Context(), t, rt, "k", dialBody)
-		require.ErrorIs(t, err, ErrClosed)
-		require.True(t, NotSent(err))
-		require.Zero(t, p.sends)
-		require.Equal(t, (<-chan struct{})(s.closing), s.Idempotency.closing, "the stack wires it")
-		closeStack(t, s)
 	})
 }
 
@@ -124,53 +104,6 @@ func TestStack_ARedriveIsACallOfTheStack(t *testing.T) {
 	})
 }
 
-// Close says how many were left, counts them, and takes what is idle down.
-func TestStack_CloseCountsWhoIsLeftAndEndsIdleConnections(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{})
-		rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
-			time.Sleep(time.Minute)
-			return reply(200, ""), nil
-		}))
-		go func() { _, _ = fetch(t.Context(), t, rt) }()
-		synctest.Wait()
-		require.Equal(t, 1, s.Stats().Calls)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		err := s.Close(ctx)
-		require.ErrorContains(t, err, "1 callers were still waiting")
-		require.Equal(t, 1, s.Stats().Calls)
-		time.Sleep(time.Hour)
-		require.Zero(t, s.Stats().Calls)
-	})
-	closed := make(chan struct{}, 1)
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) }))
-	server.Config.ConnState = func(_ net.Conn, st http.ConnState) {
-		if st == http.StateClosed {
-			closed <- struct{}{}
-		}
-	}
-	server.Start()
-	defer server.Close()
-	for _, end := range []func(*Stack, http.RoundTripper){
-		func(s *Stack, _ http.RoundTripper) { closeStack(t, s) },
-		func(_ *Stack, rt http.RoundTripper) { (&http.Client{Transport: rt}).CloseIdleConnections() },
-	} {
-		s := newStack(t, Config{})
-		rt := s.Wrap(nil)
-		resp, err := (&http.Client{Transport: rt}).Get(server.URL)
-		require.NoError(t, err)
-		_ = resp.Body.Close()
-		end(s, rt)
-		select {
-		case <-closed:
-		case <-time.After(5 * time.Second):
-			t.Fatal("the connection is still open")
-		}
-		closeStack(t, s)
-	}
-}
-
 // TimeoutConfig.MaxRequestBytes counts in a stack, too: a larger body is sent once at most.
 func TestStack_TheBoundOfRequestBodiesIsTheConfigs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -202,54 +135,6 @@ func TestStack_RunSweepsTheCache(t *testing.T) {
 		defer cancel()
 		require.NoError(t, s.Run(ctx))
 		require.Zero(t, s.Fallback.Stats().Bytes)
-		closeStack(t, s)
-	})
-}
-
-func TestHealth_NumbersOfTheLayers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{
-			Bulkhead: BulkheadConfig{Critical: 3, Normal: 2, Bulk: 1, Queue: 7}, DLQ: DLQConfig{MaxLetters: 50, MaxBytes: 10_000},
-			Breaker: BreakerConfig{FailureRate: 0.4, MinCalls: 4}, Timeout: TimeoutConfig{Request: time.Second}, Retry: RetryConfig{Max: -1},
-		})
-		rt := s.Wrap(slow(time.Hour))
-		find := func(name, measure, instance string) CheckResult {
-			for _, c := range s.Health().Check(t.Context()).Checks {
-				if c.Name == name && c.Measure == measure && c.Instance == instance {
-					return c
-				}
-			}
-			t.Fatal(name, measure, instance)
-			return CheckResult{}
-		}
-		for range 3 {
-			_, _ = fetch(t.Context(), t, rt)
-		}
-		_, _ = fetch(WithBudget(t.Context(), 100*time.Millisecond), t, rt)
-		require.EqualValues(t, 4, find("timeout", "limit", "").Value)
-		require.EqualValues(t, 100, find("circuit", "failure rate", "").Value)
-		require.EqualValues(t, 40, find("circuit", "failure rate", "").Limit)
-		require.EqualValues(t, 3, find("bulkhead", "slots", "critical").Limit)
-		require.EqualValues(t, 2, find("bulkhead", "slots", "normal").Limit)
-		require.EqualValues(t, 1, find("bulkhead", "slots", "bulk").Limit)
-		require.EqualValues(t, 7, find("bulkhead", "queue", "bulk").Limit)
-		require.EqualValues(t, 6, find("bulkhead", "abandoned", "").Limit)
-		require.EqualValues(t, 50, find("dlq", "letters", "").Limit)
-		for n := range 4 { // a letter counts 2 KiB and more: the fourth fills four fifths
-			require.Equal(t, Healthy, find("dlq", "letters", "").Status, n)
-			require.NoError(t, s.DLQ.Add(Letter{Operation: "o", Method: "PUT", URL: "http://h/", Body: make([]byte, 100)}))
-		}
-		require.Equal(t, Degraded, find("dlq", "letters", "").Status)
-		require.Zero(t, find("keys", "oldest", "").Value)
-		s.Breaker.Reset()
-		_, err := dial(t.Context(), t, s.Wrap(&phone{answer: lostAnswer}), "", dialBody)
-		require.ErrorIs(t, err, ErrInDoubt)
-		require.Equal(t, "being looked up", find("keys", "in doubt", "").Message)
-		time.Sleep(longInDoubt)
-		require.Equal(t, Healthy, find("keys", "oldest", "").Status)
-		require.EqualValues(t, 900, find("keys", "oldest", "").Value)
-		time.Sleep(1)
-		require.Equal(t, Degraded, find("keys", "oldest", "").Status)
 		closeStack(t, s)
 	})
 }

@@ -3,6 +3,7 @@ package resilience
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -10,12 +11,252 @@ import (
 	"net/url"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 )
+
+// T01: a call that has ended is let go: no timer keeps it until its limit.
+func TestT01_NoTimerKeepsACallThatHasEnded(t *testing.T) {
+	type big struct{ _ [1 << 16]byte }
+	type bigKey struct{}
+	looking := RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		select {
+		case <-req.Context().Done():
+			return nil, req.Context().Err()
+		default:
+			return reply(200, ""), nil
+		}
+	})
+	derived := RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		ctx, cancel := context.WithTimeout(req.Context(), time.Minute)
+		defer cancel()
+		return looking(req.WithContext(ctx))
+	})
+	for name, next := range map[string]http.RoundTripper{
+		"asked": slow(0), "waited for": looking, "derived from": derived, "dialed": traced(0, 0),
+	} {
+		for _, cooperative := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " ", cooperative), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newStack(t, Config{Timeout: TimeoutConfig{Cooperative: cooperative}, Fallback: FallbackConfig{Off: true}})
+					rt := s.Wrap(next)
+					var gone []weak.Pointer[big]
+					for range 20 {
+						b := new(big)
+						gone = append(gone, weak.Make(b))
+						ctx, cancel := context.WithCancel(context.WithValue(context.Background(), bigKey{}, b))
+						_, err := fetch(ctx, t, rt)
+						require.NoError(t, err)
+						cancel()
+					}
+					synctest.Wait()
+					runtime.GC()
+					runtime.GC() // the first may still hold what was let go while it ran
+					left := 0
+					for _, w := range gone {
+						if w.Value() != nil {
+							left++
+						}
+					}
+					require.LessOrEqual(t, left, 1, "one may stand in a register")
+					closeStack(t, s)
+				})
+			})
+		}
+	}
+}
+
+// T15: the longest durations there are, everywhere, late in the life of a stack.
+func TestT15_TheLongestDurationsEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, d := range []time.Duration{maxDuration, maxDuration - 1, 25 * 24 * time.Hour} {
+			s := newStack(t, Config{
+				Timeout:  TimeoutConfig{Connect: d, Request: d, Upload: d, LongPoll: d, Total: d},
+				Retry:    RetryConfig{Base: d, Cap: d, MaxRetryAfter: d},
+				Bulkhead: BulkheadConfig{Critical: -1, Normal: 1, Bulk: -1, MaxWait: d, AgeAfter: d},
+				Breaker:  BreakerConfig{OpenFor: d, MaxOpenFor: d, TrialLimit: d, Ramp: d, SlowCall: d, Window: d},
+				Fallback: FallbackConfig{Fresh: d, Stale: d, MaxAge: d},
+			})
+			time.Sleep(time.Hour)
+			rt := s.Wrap(traced(time.Second, time.Second))
+			for _, ctx := range []context.Context{
+				t.Context(), WithCall(t.Context(), Call{Limit: d}), WithCall(t.Context(), Call{Budget: d}), WithBudget(t.Context(), d),
+			} {
+				var wg sync.WaitGroup
+				for i := range 3 {
+					wg.Go(func() {
+						req, _ := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprint("http://api.test/", i), nil)
+						_, err := rt.RoundTrip(req) //nolint:bodyclose // in memory
+						require.NoError(t, err)
+					})
+				}
+				start := time.Now()
+				wg.Wait()
+				require.Equal(t, 6*time.Second, time.Since(start))
+				_, err := dial(ctx, t, rt, fmt.Sprint("k", ctx == t.Context(), d, time.Now()), dialBody)
+				require.NoError(t, err)
+			}
+			closeStack(t, s)
+		}
+	})
+}
+
+// Q18, T06: on the whole road, work that ignores its limit keeps its slot, and shows, whatever kind of work it is.
+func TestQ18_T06_DeafWorkOnTheWholeRoad(t *testing.T) {
+	for name, effect := range map[string]Effect{"read": EffectRead, "idempotent": EffectIdempotent, "once": EffectOnce} {
+		for _, how := range []string{"http", "do"} {
+			t.Run(name+" "+how, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newStack(t, Config{
+						Bulkhead: BulkheadConfig{Critical: -1, Normal: 2, Bulk: -1}, Retry: RetryConfig{Max: -1}, Breaker: BreakerConfig{MinCalls: 100},
+						Timeout: TimeoutConfig{Request: 50 * time.Millisecond, Total: 10 * time.Second},
+					})
+					var running, worst atomic.Int64
+					work := func() {
+						worst.Store(max(worst.Load(), running.Add(1)))
+						time.Sleep(300 * time.Millisecond)
+						running.Add(-1)
+					}
+					rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { work(); return reply(200, ""), nil }))
+					var wg sync.WaitGroup
+					for i := range 12 {
+						wg.Go(func() {
+							ctx := WithCall(t.Context(), Call{Operation: "op", Effect: effect, Resource: fmt.Sprint(i)})
+							var err error
+							if how == "http" {
+								req, _ := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprint("http://api.test/", i), nil)
+								_, err = rt.RoundTrip(req) //nolint:bodyclose // there is none
+							} else {
+								_, err = Do(ctx, s, Call{Operation: "op", Effect: effect, Params: i}, func(context.Context) (int, error) { work(); return 1, nil })
+							}
+							require.ErrorIs(t, err, ErrTimeout)
+							require.Equal(t, effect == EffectOnce, InDoubt(err))
+						})
+					}
+					time.Sleep(60 * time.Millisecond)
+					synctest.Wait()
+					require.Equal(t, 2, s.Stats().Bulkhead.Abandoned)
+					require.Equal(t, 2, s.Stats().Bulkhead.InUse)
+					require.Equal(t, 2, s.Stats().Timeout.Lingering)
+					wg.Wait()
+					time.Sleep(time.Second)
+					synctest.Wait()
+					require.EqualValues(t, 2, worst.Load())
+					require.Zero(t, s.Stats().Bulkhead.Abandoned)
+					require.Zero(t, s.Stats().Bulkhead.InUse)
+					require.EqualValues(t, 12, s.Stats().Timeout.Late)
+					closeStack(t, s)
+				})
+			})
+		}
+	}
+}
+
+func TestTimeout_NilHasNoLimits(t *testing.T) {
+	var l *Timeout
+	limit, name := l.LimitOf(Call{})
+	require.Equal(t, time.Duration(-1), limit)
+	require.Empty(t, name)
+	require.Equal(t, time.Duration(-1), l.BudgetOf(Call{}))
+	limit, name = l.LimitOf(Call{Limit: time.Second})
+	require.Equal(t, time.Second, limit)
+	require.Equal(t, "limit", name)
+	require.Equal(t, time.Minute, l.BudgetOf(Call{Budget: time.Minute}))
+	require.Zero(t, l.Stats())
+}
+
+// net's own dialer tells of what it does under another key than net/http's, so a test with a fake would not do.
+func TestT11_ConnectLimitOverNetHTTP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // connects, and never shakes hands
+	require.NoError(t, err)
+	defer l.Close()
+	to := newTime(t, TimeoutConfig{Connect: 50 * time.Millisecond})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+l.Addr().String(), nil)
+	require.NoError(t, err)
+	_, err = to.Wrap(nil).RoundTrip(req)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, "connect", e.Limit)
+	require.True(t, NotSent(err))
+}
+
+// A user's dialer tells nothing, but the handshake does.
+func TestT11_ConnectLimitWithADialerOfTheUsers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := NewTransport()
+		server, client := net.Pipe()
+		tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return client, nil }
+		go func() { _, _ = io.Copy(io.Discard, server) }()
+		to := newTime(t, TimeoutConfig{Connect: time.Second})
+		_, err := fetch(t.Context(), t, to.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			req = req.Clone(req.Context())
+			req.URL.Scheme = "https"
+			return tr.RoundTrip(req)
+		})))
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, "connect", e.Limit)
+		_ = server.Close()
+		tr.CloseIdleConnections()
+	})
+}
+
+// http.Client cancels a foreign transport through Request.Cancel, with an error of no type: it must not get that far.
+func TestTimeout_CancelDoesNotGoDown(t *testing.T) {
+	for name, rt := range map[string]func(http.RoundTripper) http.RoundTripper{
+		"own goroutine": newTime(t, TimeoutConfig{}).Wrap, "in place": newTime(t, TimeoutConfig{Cooperative: true}).Wrap,
+	} {
+		c := &http.Client{Timeout: time.Hour, Transport: rt(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			require.Nil(t, req.Cancel, name) //nolint:staticcheck // http.Client still sets it
+			return reply(200, ""), nil
+		}))}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api.test/", nil)
+		require.NoError(t, err)
+		resp, err := c.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+	}
+}
+
+func TestTimeout_EveryFieldIsChecked(t *testing.T) {
+	_, err := NewTimeout(TimeoutConfig{
+		Connect: -2, Request: -2, Upload: -2, LongPoll: -2, Total: -2, MaxResponseBytes: -2, MaxRequestBytes: -2,
+	})
+	for _, field := range []string{"Connect", "Request", "Upload", "LongPoll", "Total", "MaxResponseBytes", "MaxRequestBytes"} {
+		require.ErrorContains(t, err, "Timeout."+field+":")
+	}
+}
+
+// Each door used alone, and of a layer that was left out.
+func TestTimeout_TheDoorsAlone(t *testing.T) {
+	var none *Timeout
+	for name, layer := range map[string]Layer{"budget": none.Budget(), "attempt": none.Attempt()} {
+		resp, err := fetch(t.Context(), t, layer.Wrap(answering(204)))
+		require.NoError(t, err, name)
+		require.Equal(t, 204, resp.StatusCode, name)
+	}
+	l := newTime(t, TimeoutConfig{MaxRequestBytes: 4})
+	for name, layer := range map[string]Layer{"budget": l.Budget(), "attempt": l.Attempt()} {
+		for content, kept := range map[string]bool{"1234": true, "12345": false} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://server.test/", strings.NewReader(content))
+			require.NoError(t, err)
+			_, err = layer.Wrap(RoundTripFunc(func(out *http.Request) (*http.Response, error) {
+				require.Equal(t, kept, out.GetBody != nil, "%s %s", name, content)
+				b, err := io.ReadAll(out.Body)
+				require.NoError(t, err)
+				require.Equal(t, content, string(b))
+				return ok(""), nil
+			})).RoundTrip(req)
+			require.NoError(t, err)
+		}
+	}
+}
 
 func newTime(t testing.TB, cfg TimeoutConfig) *Timeout {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,65 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+type closer struct {
+	http.RoundTripper
+	closed int
+}
+
+func (c *closer) CloseIdleConnections() { c.closed++ }
+
+func TestDoor_CloseIdleConnectionsReachesTheTransport(t *testing.T) {
+	c := &closer{RoundTripper: answering(200)}
+	rt := Chain(newTestBreaker(t, BreakerConfig{}), newTestBulkhead(t, BulkheadConfig{})).Wrap(c)
+	(&http.Client{Transport: rt}).CloseIdleConnections()
+	require.Equal(t, 1, c.closed)
+	(&http.Client{Transport: newTestBreaker(t, BreakerConfig{}).Wrap(answering(200))}).CloseIdleConnections() // has none
+}
+
+func TestNewTransport_SpeaksHTTP1(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Proto", r.Proto)
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	tr := NewTransport()
+	defer tr.CloseIdleConnections()
+	require.Equal(t, 30*time.Second, tr.IdleConnTimeout)
+	tr.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	tr.TLSClientConfig.NextProtos = nil
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, server.URL, nil)
+	require.NoError(t, err)
+	resp, err := tr.RoundTrip(req)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, "HTTP/1.1", resp.Header.Get("X-Proto"))
+}
+
+// A user's trace hears each thing once, however many wires are on the road.
+func TestTransport_AUsersTraceHearsOnce(t *testing.T) {
+	s := newRawServer(t, func(_ int64, w io.Writer) bool { answered201(w); return true })
+	heard := map[string]int{}
+	var mu sync.Mutex
+	hear := func(what string) { mu.Lock(); defer mu.Unlock(); heard[what]++ }
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		GetConn: func(string) { hear("get") }, GotConn: func(httptrace.GotConnInfo) { hear("got") },
+		ConnectStart: func(string, string) { hear("connect") },
+	})
+	stack, tr := newStack(t, Config{}), NewTransport()
+	defer tr.CloseIdleConnections()
+	foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper { return RoundTripFunc(next.RoundTrip) })
+	b, err := NewBreaker(BreakerConfig{})
+	require.NoError(t, err)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(), nil)
+	require.NoError(t, err)
+	resp, err := stack.Wrap(Chain(foreign, b).Wrap(tr)).RoundTrip(req)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, map[string]int{"get": 1, "got": 1, "connect": 1}, heard)
+	closeStack(t, stack)
+}
 
 // These tests run net/http's own transport over real connections, since what they hold is what it does behind our back.
 

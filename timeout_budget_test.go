@@ -2,14 +2,9 @@ package resilience
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httptrace"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,32 +13,64 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Corners of the road: limits, slots, circuits and proofs, each found broken or unguarded once.
-
-// B1: a 503 with too large a body.
-func TestCorner_ATooLarge503IsAFailure(t *testing.T) {
-	for _, code := range []int{503, 429, 200} {
-		b, err := NewBreaker(BreakerConfig{})
-		require.NoError(t, err)
-		l := newTime(t, TimeoutConfig{MaxResponseBytes: 4})
-		rt := Chain(b, l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
-			return reply(code, "much too large"), nil
-		}))
-		_, err = fetch(t.Context(), t, rt)
-		require.ErrorIs(t, err, ErrTooLarge)
-		s := b.Stats()
-		t.Log(code, s.Successes, s.Failures, s.Ignored)
-		switch code {
-		case 503:
-			require.EqualValues(t, 1, s.Failures)
-		case 429:
-			require.EqualValues(t, 1, s.Ignored)
-		}
-	}
+// A foreign layer that only adds a value to the context does not hide that the budget is spent.
+func TestT08_ABudgetSpentBeyondAForeignContext(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Total: 50 * time.Millisecond, Cooperative: cooperative})
+		type tag struct{}
+		slow := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+			return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+				time.Sleep(80 * time.Millisecond)
+				return next.RoundTrip(r.WithContext(context.WithValue(r.Context(), tag{}, 1)))
+			})
+		})
+		_, err := fetch(t.Context(), t, Chain(l.Budget(), slow, l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			t.Error("it was sent all the same")
+			return nil, io.EOF
+		})))
+		require.ErrorIs(t, err, ErrTimeout)
+		require.True(t, NotSent(err))
+	})
 }
 
-// T1: two budgets.
-func TestCorner_AnInnerBudgetLeavesTheOuterOne(t *testing.T) {
+// Err says what the caller's context says, also where that has a cause of its own.
+func TestT04_ADeadlineWithACauseIsADeadline(t *testing.T) {
+	onEitherGoroutine(t, func(t *testing.T, cooperative bool) {
+		l := newTime(t, TimeoutConfig{Cooperative: cooperative})
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("mine"))
+		defer cancel()
+		_, err := fetch(ctx, t, l.Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			require.ErrorIs(t, req.Context().Err(), context.DeadlineExceeded)
+			return nil, req.Context().Err()
+		})))
+		require.ErrorContains(t, err, "mine")
+	})
+}
+
+// The context that a budget makes below a foreign one ends with the call, or it would hang on to a caller's that lasts.
+func TestTimeout_TheBudgetsOwnContextEnds(t *testing.T) {
+	l := newTime(t, TimeoutConfig{})
+	type tag struct{}
+	foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+			return next.RoundTrip(r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), tag{}, 1)))
+		})
+	})
+	b, err := NewBreaker(BreakerConfig{})
+	require.NoError(t, err)
+	var below context.Context
+	_, err = fetch(t.Context(), t, Chain(b, foreign, l.Budget()).Wrap(RoundTripFunc(func(req *http.Request) (*http.Response, error) {
+		below = req.Context()
+		require.NoError(t, below.Err())
+		return reply(200, ""), nil
+	})))
+	require.NoError(t, err)
+	require.ErrorIs(t, below.Err(), context.Canceled)
+}
+
+// Two budgets.
+func TestTimeout_AnInnerBudgetLeavesTheOuterOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		total := newTime(t, TimeoutConfig{Total: 3 * time.Second})
 		try := newTime(t, TimeoutConfig{Request: time.Second})
@@ -57,7 +84,7 @@ func TestCorner_AnInnerBudgetLeavesTheOuterOne(t *testing.T) {
 	})
 }
 
-// T2: no attempt starts that cannot finish.
+// No attempt starts that cannot finish.
 // A slot that comes in the last moment is handed on: what is sent then is in doubt, for a caller who is leaving.
 func TestT09_NoAttemptStartsInTheLastMoment(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -185,51 +212,8 @@ func TestT09_NoAttemptStartsInTheLastMomentAfterAnEarlierFlight(t *testing.T) {
 	}
 }
 
-func TestCorner_CloseOfAnIdleStackNeedsNoTime(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range 50 {
-		s, err := New(Config{})
-		require.NoError(t, err)
-		require.NoError(t, s.Close(ctx))
-	}
-}
-
-// B4: ForceOpen when the open period is over, but nobody has tried yet.
-func TestCorner_ForceOpenSendsThoseHomeWhoWaitForATrial(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, err := New(Config{
-			Bulkhead: BulkheadConfig{Total: 1},
-			Breaker:  BreakerConfig{MinCalls: 1, OpenFor: time.Second},
-		})
-		require.NoError(t, err)
-		release, err := s.Bulkhead.Acquire(t.Context(), PriorityNormal)
-		require.NoError(t, err)
-		done, err := s.Breaker.Allow()
-		require.NoError(t, err)
-		done(OutcomeFailure)
-		time.Sleep(time.Second)
-		require.Equal(t, BreakerHalfOpen, s.Breaker.State())
-		var waiting error
-		returned := make(chan struct{})
-		go func() {
-			defer close(returned)
-			_, waiting = fetch(t.Context(), t, s.Wrap(slow(0)))
-		}()
-		synctest.Wait()
-		require.Equal(t, 1, s.Bulkhead.Stats().Waiting)
-		s.Breaker.ForceOpen()
-		synctest.Wait()
-		still := s.Bulkhead.Stats().Waiting
-		release()
-		<-returned
-		require.ErrorIs(t, waiting, ErrOpen)
-		require.Zero(t, still, "sent home at once")
-	})
-}
-
-// T3: a spent budget behind a layer that detaches the context.
-func TestCorner_ASpentBudgetIsNamedBehindADetachedContext(t *testing.T) {
+// A spent budget behind a layer that detaches the context.
+func TestTimeout_ASpentBudgetIsNamedBehindADetachedContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTime(t, TimeoutConfig{Total: time.Second, Request: time.Second})
 		foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
@@ -246,8 +230,8 @@ func TestCorner_ASpentBudgetIsNamedBehindADetachedContext(t *testing.T) {
 	})
 }
 
-// T4: panic below a budget behind a foreign layer.
-func TestCorner_ABudgetBehindAForeignLayerEndsWithAPanic(t *testing.T) {
+// Panic below a budget behind a foreign layer.
+func TestTimeout_ABudgetBehindAForeignLayerEndsWithAPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTime(t, TimeoutConfig{Total: time.Hour})
 		foreign := LayerFunc(func(next http.RoundTripper) http.RoundTripper {
@@ -266,40 +250,8 @@ func TestCorner_ABudgetBehindAForeignLayerEndsWithAPanic(t *testing.T) {
 	})
 }
 
-func TestCorner_ResizeBelowWaitersAndBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b, err := NewBulkhead(BulkheadConfig{Total: 2})
-		require.NoError(t, err)
-		r1, _ := b.Acquire(t.Context(), PriorityBulk)
-		r2, _ := b.Acquire(t.Context(), PriorityBulk)
-		got := make(chan func(), 10)
-		for range 10 {
-			go func() {
-				if r, err := b.Acquire(t.Context(), PriorityNormal); err == nil {
-					got <- r
-				}
-			}()
-		}
-		synctest.Wait()
-		require.NoError(t, b.Resize(BulkheadConfig{Total: 1, Queue: -1}))
-		r1()
-		synctest.Wait()
-		require.Empty(t, got)
-		r2()
-		synctest.Wait()
-		require.Len(t, got, 1)
-		require.NoError(t, b.Resize(BulkheadConfig{Total: 20}))
-		synctest.Wait()
-		require.Len(t, got, 10)
-		for range 10 {
-			(<-got)()
-		}
-		require.Zero(t, b.Stats().InUse)
-	})
-}
-
 // A caller whose own deadline passes while the attempt limit is due at the same instant.
-func TestCorner_CallersDeadlineAtTheBudget(t *testing.T) {
+func TestTimeout_CallersDeadlineAtTheBudget(t *testing.T) {
 	onEitherGoroutine(t, func(t *testing.T, coop bool) {
 		l := newTime(t, TimeoutConfig{Cooperative: coop, Total: 2 * time.Second, Request: time.Second})
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Millisecond, errors.New("mine"))
@@ -353,119 +305,11 @@ func TestTimeout_ABudgetAloneCutsNoStreamOff(t *testing.T) {
 	})
 }
 
-func TestBulkhead_ASlotThatComesWithTheEndOfMaxWaitIsWelcome(t *testing.T) {
-	b, err := NewBulkhead(BulkheadConfig{Total: 1})
-	require.NoError(t, err)
-	release, err := b.Acquire(t.Context(), PriorityNormal)
-	require.NoError(t, err)
-	tier := tierOf(PriorityNormal)
-	w := b.waiterOf(nil, &roadless[tier], tier)
-	b.mu.Lock()
-	require.Equal(t, admitted, b.enqueue(w, 1))
-	b.mu.Unlock()
-	release()
-	require.NoError(t, b.leave(t.Context(), w, shedMaxWait))
-	require.Equal(t, 1, b.Stats().InUse)
-	b.giveBack(tier)
-	require.Zero(t, b.Stats().InUse)
-}
-
-func TestBulkhead_WhoCameTooLateIsNoShed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b, err := NewBulkhead(BulkheadConfig{})
-		require.NoError(t, err)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		time.Sleep(2 * time.Second)
-		_, err = b.Acquire(ctx, PriorityNormal)
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.Zero(t, b.Stats().RecentSheds)
-	})
-}
-
-func TestX06_CloseSendsThoseWhoBackOffHome(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, err := New(Config{Retry: RetryConfig{Base: time.Hour, Cap: time.Hour}})
-		require.NoError(t, err)
-		rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, io.EOF }))
-		time.AfterFunc(time.Millisecond, func() { _ = s.Close(context.Background()) })
-		start := time.Now()
-		_, err = fetch(WithBudget(t.Context(), 24*time.Hour), t, rt)
-		require.ErrorIs(t, err, ErrClosed)
-		require.Equal(t, time.Millisecond, time.Since(start))
-	})
-}
-
-func TestWire_HTTP2ProvesNothing(t *testing.T) {
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	srv.EnableHTTP2 = true
-	srv.StartTLS()
-	defer srv.Close()
-	for proto, proven := range map[string]bool{"h2": false, "": true} {
-		conn, err := tls.Dial("tcp", srv.Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: strings.Fields(proto)}) //nolint:gosec // a test
-		require.NoError(t, err)
-		require.Equal(t, proto, conn.ConnectionState().NegotiatedProtocol)
-		s := &sighting{wire: &wire{base: &http.Transport{}}}
-		require.Equal(t, proven, s.speaksHTTP1(httptrace.GotConnInfo{Conn: conn}), proto)
-		_ = conn.Close()
+func TestTimeout_ABudgetThatNoLimitBoundsIsNone(t *testing.T) {
+	l := newTime(t, TimeoutConfig{})
+	for limit, want := range map[time.Duration]time.Duration{
+		-1: -1, time.Second: 2 * time.Second, maxDuration / 2: maxDuration - 1, maxDuration/2 + 1: -1, maxDuration: -1,
+	} {
+		require.Equal(t, want, l.BudgetOf(Call{Limit: limit}), limit)
 	}
-}
-
-func TestWire_AConnectionThatTookNothingProvesNothingSent(t *testing.T) {
-	conn, other := net.Pipe()
-	defer conn.Close()
-	defer other.Close()
-	s := &sighting{wire: &wire{base: &http.Transport{}}, once: true}
-	h := &hooks{sighting: s}
-	h.getConn("")
-	h.gotConn(httptrace.GotConnInfo{Conn: conn, Reused: true})
-	require.False(t, s.nothingSent())
-	h.getConn("") // back for another, and none is had
-	require.True(t, s.nothingSent())
-}
-
-func TestB24_GrowthIsSpread(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		seen := map[time.Duration]bool{}
-		for range 20 {
-			b, err := NewBreaker(BreakerConfig{MinCalls: 1, OpenFor: time.Second})
-			require.NoError(t, err)
-			for range 2 {
-				time.Sleep(b.Stats().RetryAfter)
-				done, err := b.Allow()
-				require.NoError(t, err)
-				done(OutcomeFailure)
-			}
-			wait := b.Stats().RetryAfter
-			require.LessOrEqual(t, wait, 2*time.Second)
-			require.GreaterOrEqual(t, wait, 1500*time.Millisecond)
-			seen[wait] = true
-		}
-		require.Greater(t, len(seen), 10)
-	})
-}
-
-func TestBreaker_LastTripIsEmptyAfterAFailedTrial(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b, err := NewBreaker(BreakerConfig{MinCalls: 1, OpenFor: time.Second})
-		require.NoError(t, err)
-		for _, want := range []BreakerCounts{{Failures: 1}, {}} {
-			time.Sleep(b.Stats().RetryAfter)
-			done, err := b.Allow()
-			require.NoError(t, err)
-			done(OutcomeFailure)
-			require.Equal(t, want, b.Stats().LastTrip)
-		}
-	})
-}
-
-func TestBreaker_OneHeldByHandIsSpared(t *testing.T) {
-	b, err := NewBreaker(BreakerConfig{Key: func(c Call) string { return c.Operation }, MaxKeys: 3})
-	require.NoError(t, err)
-	b.Circuit("held").ForceClose()
-	for i := range 10 {
-		_, err := b.Circuit(strconv.Itoa(i)).Allow()
-		require.NoError(t, err)
-	}
-	require.True(t, b.Circuit("held").Stats().Forced)
 }

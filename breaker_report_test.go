@@ -13,6 +13,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// A circuit that nobody has used has no history, whatever was done to all.
+func TestBreaker_ACircuitNobodyUsedHasNoHistory(t *testing.T) {
+	b := newTestBreaker(t, BreakerConfig{Key: byOperation})
+	b.ForceOpen()
+	unused := b.Circuit("unused")
+	before := unused.Stats()
+	_, err := unused.Allow() // makes it
+	require.ErrorIs(t, err, ErrOpen)
+	require.LessOrEqual(t, before.Opened, unused.Stats().Opened, "totals never go back")
+}
+
 // The word for a failure, in the event and in the refusal that follows.
 func TestBreaker_TheCauseOfAFailure(t *testing.T) {
 	for want, next := range map[string]http.RoundTripper{
@@ -240,14 +251,27 @@ func TestBreaker_SixteenAreSpared(t *testing.T) {
 	}
 }
 
-// A success that was cut short is a failure of the server, also where it leaves the call in doubt.
-func TestBreaker_ACutAnswerInDoubtIsAFailure(t *testing.T) {
-	b := newTestBreaker(t, BreakerConfig{})
-	i, l := newIdem(t, IdempotencyConfig{}), newTime(t, TimeoutConfig{})
-	rt := Chain(i.Claim(), b, i.Intent(), l.Attempt()).Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 201, Header: http.Header{}, Body: io.NopCloser(errorReader{io.ErrUnexpectedEOF}), ContentLength: 99}, nil
-	}))
-	_, err := dial(t.Context(), t, rt, "k", dialBody)
-	require.ErrorIs(t, err, ErrInDoubt)
-	requireTotals(t, b, OutcomeFailure)
+func TestBreaker_LastTripIsEmptyAfterAFailedTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := NewBreaker(BreakerConfig{MinCalls: 1, OpenFor: time.Second})
+		require.NoError(t, err)
+		for _, want := range []BreakerCounts{{Failures: 1}, {}} {
+			time.Sleep(b.Stats().RetryAfter)
+			done, err := b.Allow()
+			require.NoError(t, err)
+			done(OutcomeFailure)
+			require.Equal(t, want, b.Stats().LastTrip)
+		}
+	})
+}
+
+func TestBreaker_OneHeldByHandIsSpared(t *testing.T) {
+	b, err := NewBreaker(BreakerConfig{Key: func(c Call) string { return c.Operation }, MaxKeys: 3})
+	require.NoError(t, err)
+	b.Circuit("held").ForceClose()
+	for i := range 10 {
+		_, err := b.Circuit(strconv.Itoa(i)).Allow()
+		require.NoError(t, err)
+	}
+	require.True(t, b.Circuit("held").Stats().Forced)
 }

@@ -62,12 +62,11 @@ func (s laterHungStore) CompareAndSwap(ctx context.Context, old uint64, r Record
 func TestIdempotency_AHungStoreHoldsNeitherSlotNorAnswerNorClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, Config{Idempotency: IdempotencyConfig{Store: laterHungStore{NewMemoryStore(0)}}})
-		began := time.Now()
 		resp, err := dial(WithBudget(t.Context(), 20*time.Second), t, s.Wrap(&phone{}), "k", dialBody)
 		require.NoError(t, err, "I14: the answer is returned, and this process answers from memory")
 		require.Equal(t, 201, resp.StatusCode)
 		require.Zero(t, s.Stats().Bulkhead.InUse)
-		began = time.Now()
+		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		require.NoError(t, s.Close(ctx))

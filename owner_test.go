@@ -100,6 +100,7 @@ func TestOneOwner_ARedriveThatMeetsACall(t *testing.T) {
 		go func() { result <- s.DLQ.Redrive(t.Context()) }()
 		time.Sleep(95 * time.Millisecond)
 		_, err = dial(t.Context(), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
 		<-result
 		l := s.DLQ.List(LetterFilter{})
 		closeStack(t, s)
@@ -192,6 +193,7 @@ func TestOneOwner_ARedriveThatLeavesAJoinerBehind(t *testing.T) {
 		patient, cancel2 := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel2()
 		_, err = dial(patient, t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrParked)
 		<-result
 		release()
 		for range 20 {

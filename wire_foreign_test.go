@@ -106,6 +106,7 @@ func TestWire_ForeignRetryBetweenDoors(t *testing.T) {
 			})
 		})
 		_, err = postCall(WithIdempotencyKey(t.Context(), "k"), Chain(i.Claim(), again, i.Intent()).Wrap(p), dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
 		require.Equal(t, 1, p.rang())
 	})
 }

@@ -126,7 +126,7 @@ type Fallback struct {
 	store        *answers.Store[callID, *trip]
 	events       *events
 	closing      <-chan struct{} // sends home who waits; nil: never
-	refreshing   chan struct{}   // one place for each refresh under way
+	refreshing   callCount       // answers that are being renewed in the background
 	sheets       sync.Pool       // of *strings.Builder; see marks
 
 	served        [VeryStale + 1]atomic.Uint64
@@ -141,7 +141,7 @@ type Fallback struct {
 // NewFallback returns a Fallback. The error names every field that is wrong.
 func NewFallback(c FallbackConfig) (*Fallback, error) {
 	wrong := &faults{prefix: "Fallback"}
-	f := &Fallback{config: c, events: newEvents("fallback", c.OnEvent), refreshing: make(chan struct{}, maxRefreshes)}
+	f := &Fallback{config: c, events: newEvents("fallback", c.OnEvent), refreshing: callCount{empty: make(chan struct{})}}
 	var maxAge time.Duration
 	f.fresh, f.stale, maxAge = c.ages(wrong)
 	f.keys = answers.NewKeys(c.headers(wrong))
@@ -207,7 +207,7 @@ func (f *Fallback) Stats() FallbackStats {
 		Evicted: kept.Evicted, Expired: kept.Expired, Invalidated: kept.Invalidated,
 		Fresh: f.served[Fresh].Load(), Stale: f.served[Stale].Load(), VeryStale: f.served[VeryStale].Load(),
 		Misses: f.misses.Load(), Coalesced: f.coalesced.Load(),
-		Refreshes: f.refreshes.Load(), RefreshFailures: f.refreshFailed.Load(), Refreshing: len(f.refreshing),
+		Refreshes: f.refreshes.Load(), RefreshFailures: f.refreshFailed.Load(), Refreshing: f.refreshing.underWay(),
 		FuncCalls: f.funcCalls.Load(), FuncFailures: f.funcFailed.Load(), Delivery: f.events.stats(),
 	}
 }

@@ -188,16 +188,11 @@ func (f *Fallback) send(
 
 // refresh renews an answer in the background, unless somebody is at it, it failed lately, or too many are under way.
 func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) {
-	if f.closed() {
-		return
-	}
-	select {
-	case f.refreshing <- struct{}{}:
-	default:
+	if f.closed() || !f.refreshing.beginUpTo(maxRefreshes) {
 		return
 	}
 	if !f.store.BeginRefresh(key, time.Now()) {
-		<-f.refreshing
+		f.refreshing.end()
 		return
 	}
 	f.refreshes.Add(1)
@@ -211,7 +206,7 @@ func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next
 		again.ctx.end(finished)
 		cancel()
 		f.refreshed(again, own, r)
-		<-f.refreshing
+		f.refreshing.end()
 	})
 }
 
@@ -263,28 +258,14 @@ func (f *Fallback) closed() bool {
 	}
 }
 
-// drain waits until no refresh is under way, or ctx ends. It is for a layer that is closed: no other begins.
+// drain lets no other refresh begin, and waits until none is under way, or ctx ends.
 func (f *Fallback) drain(ctx context.Context) error {
 	if f == nil {
 		return nil
 	}
-	held := 0
-	defer func() {
-		for range held { // for a second drain
-			<-f.refreshing
-		}
-	}()
-	for ; held < maxRefreshes; held++ {
-		select { // what is free needs no time
-		case f.refreshing <- struct{}{}:
-			continue
-		default:
-		}
-		select {
-		case f.refreshing <- struct{}{}:
-		case <-ctx.Done():
-			return fmt.Errorf("fallback: answers were still being renewed: %w", context.Cause(ctx))
-		}
+	f.refreshing.close()
+	if left := f.refreshing.wait(ctx); left > 0 {
+		return fmt.Errorf("fallback: %d answers were still being renewed: %w", left, context.Cause(ctx))
 	}
 	return nil
 }

@@ -835,7 +835,7 @@ func requireNothingUnderWay(t *testing.T, f *Fallback) {
 	t.Helper()
 	synctest.Wait()
 	require.Zero(t, f.store.Calls())
-	require.Zero(t, len(f.refreshing))
+	require.Zero(t, f.refreshing.underWay())
 }
 
 // lead starts a read that ends as the test says, and returns how it ended.
@@ -1644,7 +1644,7 @@ func TestF20_RefreshesAreBoundedAndEndAtClose(t *testing.T) {
 		defer cancel()
 		err := f.drain(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.ErrorContains(t, err, "fallback: answers were still being renewed", "which wait of Close it was")
+		require.ErrorContains(t, err, "fallback: 4 answers were still being renewed", "which wait of Close it was")
 		require.Equal(t, maxRefreshes, f.Stats().Refreshing)
 		close(closing)
 		now := time.Now()

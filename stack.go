@@ -354,13 +354,9 @@ type Stats struct {
 
 // Stats may be called at any time.
 func (s *Stack) Stats() Stats {
-	calls := s.calls.state.Load()
-	if calls >= closedBit {
-		calls -= closedBit
-	}
 	return Stats{
 		Fallback: s.Fallback.Stats(), Idempotency: s.Idempotency.Stats(), DLQ: s.DLQ.Stats(), Timeout: s.Timeout.Stats(),
 		Retry: s.Retry.Stats(), Bulkhead: s.Bulkhead.Stats(), Breaker: s.Breaker.Stats(),
-		Latency: s.latency.snapshot(), Calls: int(calls), Running: s.running.Load(),
+		Latency: s.latency.snapshot(), Calls: s.calls.underWay(), Running: s.running.Load(),
 	}
 }

@@ -131,35 +131,83 @@ func TestStack_RunAndCloseInEveryOrder(t *testing.T) {
 	}
 }
 
-// Many at once: one Run works, the others say so, and all of them and all of Close return.
+// Many at once: one Run works, the others say so, and all of them and all of Close return. Often, for it depends on who is
+// interrupted where.
 func TestStack_ManyRunsAndClosesAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStack(t, Config{Retry: RetryConfig{Off: true}})
-		rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }))
-		var runs, all sync.WaitGroup
-		var mu sync.Mutex
-		refused := 0
-		for range 20 {
-			runs.Go(func() {
-				if err := s.Run(t.Context()); err != nil {
-					mu.Lock()
-					defer mu.Unlock()
-					refused++
-				}
-			})
-			all.Go(func() { _, _ = dial(t.Context(), t, rt, "k", dialBody) })
-		}
-		synctest.Wait()
-		require.Equal(t, 19, refused)
-		for range 20 {
-			all.Go(func() { require.NoError(t, s.Close(t.Context())) })
-		}
-		all.Wait()
-		runs.Wait()
-		_, err := dial(t.Context(), t, rt, "k2", dialBody)
-		require.True(t, errors.Is(err, ErrClosed) && NotSent(err))
-		require.NoError(t, s.Run(t.Context()), "it ends at once")
+	for range 200 {
+		synctest.Test(t, manyRunsAndCloses)
+	}
+}
+
+func manyRunsAndCloses(t *testing.T) {
+	s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+	rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, MarkNotSent(io.EOF) }))
+	var runs, all sync.WaitGroup
+	var mu sync.Mutex
+	refused := 0
+	for range 20 {
+		runs.Go(func() {
+			if err := s.Run(t.Context()); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				refused++
+			}
+		})
+		all.Go(func() { _, _ = dial(t.Context(), t, rt, "k", dialBody) })
+	}
+	synctest.Wait()
+	require.Equal(t, 19, refused)
+	for range 20 {
+		all.Go(func() { require.NoError(t, s.Close(t.Context())) })
+	}
+	all.Wait()
+	runs.Wait()
+	_, err := dial(t.Context(), t, rt, "k2", dialBody)
+	require.True(t, errors.Is(err, ErrClosed) && NotSent(err))
+	require.NoError(t, s.Run(t.Context()), "it ends at once")
+}
+
+// Each Close waits for all that is under way, however many wait beside it.
+func TestStack_ManyClosesWaitForTheSame(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, manyClosesOverWork)
+	}
+}
+
+func manyClosesOverWork(t *testing.T) {
+	const works = 8 * time.Second
+	slowly := false
+	s := newStack(t, Config{
+		Fallback: FallbackConfig{Refresh: true},
+		Health:   HealthConfig{Probe: func(context.Context) error { time.Sleep(time.Second); return nil }},
 	})
+	rt := s.Wrap(RoundTripFunc(func(*http.Request) (*http.Response, error) {
+		if slowly {
+			time.Sleep(works) // deaf to its context
+		}
+		return reply(200, `{"call_id":"c"}`), nil
+	}))
+	var under sync.WaitGroup
+	_, err := fetch(t.Context(), t, rt)
+	require.NoError(t, err)
+	time.Sleep(time.Minute)
+	slowly = true
+	_, err = fetch(t.Context(), t, rt) // answered from the cache, and renewed
+	require.NoError(t, err)
+	under.Go(func() { _, _ = dial(t.Context(), t, rt, "k", dialBody) })
+	under.Go(func() { s.Health().Check(t.Context()) })
+	synctest.Wait()
+	require.Equal(t, 1, s.Stats().Fallback.Refreshing)
+	began := time.Now()
+	for range 20 {
+		under.Go(func() {
+			require.NoError(t, s.Close(t.Context()))
+			require.GreaterOrEqual(t, time.Since(began), works)
+		})
+	}
+	under.Wait()
+	require.Equal(t, works, time.Since(began))
+	require.Zero(t, s.Stats().Fallback.Refreshing)
 }
 
 func TestX06_CloseSendsWaitersHomeAndAwaitsFlights(t *testing.T) {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -78,8 +76,8 @@ func (s *Stack) Close(ctx context.Context) error {
 		close(s.closing)
 	})
 	var errs []error
-	if err := s.calls.wait(ctx); err != nil {
-		errs = append(errs, err)
+	if left := s.calls.wait(ctx); left > 0 {
+		errs = append(errs, fmt.Errorf("%d callers were still waiting: %w", left, context.Cause(ctx)))
 	}
 	if s.Idempotency != nil {
 		errs = append(errs, s.Idempotency.shutdown(ctx))
@@ -101,49 +99,4 @@ func (s *Stack) Close(ctx context.Context) error {
 		tr.CloseIdleConnections()
 	}
 	return errors.Join(errs...)
-}
-
-// callCount counts callers that are on the road, and lets nobody in once closed.
-type callCount struct {
-	state atomic.Int64 // the number of callers; closedBit is added at close
-	empty chan struct{}
-	done  sync.Once
-}
-
-const closedBit = 1 << 62
-
-func (c *callCount) begin() bool {
-	if c.state.Add(1) >= closedBit {
-		c.end()
-		return false
-	}
-	return true
-}
-
-func (c *callCount) end() {
-	if c.state.Add(-1) == closedBit {
-		c.done.Do(func() { close(c.empty) })
-	}
-}
-
-func (c *callCount) close() {
-	if c.state.Add(closedBit) == closedBit {
-		c.done.Do(func() { close(c.empty) })
-	}
-}
-
-func (c *callCount) closed() bool { return c.state.Load() >= closedBit }
-
-func (c *callCount) wait(ctx context.Context) error {
-	select {
-	case <-c.empty:
-		return nil
-	default:
-	}
-	select {
-	case <-c.empty:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%d callers were still waiting: %w", c.state.Load()-closedBit, context.Cause(ctx))
-	}
 }

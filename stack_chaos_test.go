@@ -129,12 +129,16 @@ func (c *chaos) run() {
 		c.all.Go(func() { c.repeat(c.operate) })
 	}
 	c.pause(2 * time.Minute)
-	for range 3 {
+	for range 20 {
 		c.all.Go(func() {
-			c.pause(5 * time.Second)
+			c.pause(time.Second)
+			if c.roll(2) == 0 {
+				require.NoError(c.t, c.Close(context.Background()))
+				return
+			}
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.roll(int(20*time.Second))))
 			defer cancel()
-			_ = c.Close(ctx)
+			_ = c.Close(ctx) // an error, if it was too short
 		})
 	}
 	time.Sleep(time.Minute)

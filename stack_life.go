@@ -69,7 +69,8 @@ func (s *Stack) tend(ctx context.Context) {
 // Close ends the stack: new calls, waiters and callers who back off get ErrClosed at once, Run returns, and calls that
 // are on the wire are awaited. When ctx ends before they do, effect-once ones among them are recorded as in doubt and all
 // are counted in the error. A probe under way is called off, and none begins. Events so far are delivered before it returns, if
-// ctx lasts. List, Export, Lookup, Resolve, Stats and State go on working. A second Close waits again.
+// ctx lasts: a callback that calls Close must give it a ctx that ends, or it waits for itself. List, Export, Lookup, Resolve, Stats
+// and State go on working. A second Close waits again.
 func (s *Stack) Close(ctx context.Context) error {
 	s.once.Do(func() {
 		s.calls.close()

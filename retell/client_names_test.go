@@ -53,7 +53,7 @@ func TestEveryListGoesOnWhereThePageBeforeItEnded(t *testing.T) {
 
 		_, err = list(bare(t, answering(200, `{"items":[],"has_more":true}`, nil)))
 		require.ErrorIs(t, err, ErrBadAnswer, "it is not complete")
-		require.EqualError(t, err, "retell: "+operation+": status 200: there is more, but no key for the next page: "+ErrBadAnswer.Error())
+		require.EqualError(t, err, "retell: "+operation+": status 200: there is more, but no new key for the next page: "+ErrBadAnswer.Error())
 	}
 }
 
@@ -333,6 +333,32 @@ func TestAListDoesNotBeginAnew(t *testing.T) {
 	require.Equal(t, 2, n)
 	require.ErrorIs(t, err, ErrBadAnswer)
 	require.Len(t, *asked, 2)
+}
+
+// Nor does one whose keys lead round in a circle go on for ever.
+func TestAListDoesNotGoRoundInACircle(t *testing.T) {
+	page := func(next string) string { return `{"items":[{}],"has_more":true,"pagination_key":"` + next + `"}` }
+	rt, asked := pagesOf(page("p2"), page("p3"), page("p2"), page("p3"), page("p2"))
+	n, err := walk(bare(t, rt).Calls.List(t.Context(), ListCallsParams{}))
+	require.Equal(t, 3, n)
+	require.ErrorIs(t, err, ErrBadAnswer)
+	require.Len(t, *asked, 3)
+}
+
+// null is not a thing of which nothing is known.
+func TestAnAnswerOfNullIsNone(t *testing.T) {
+	for _, null := range []string{"null", " null\n"} {
+		c := bare(t, answering(200, null, nil))
+		_, err := c.Agents.Get(t.Context(), "agent_1", AgentVersion{})
+		require.ErrorIs(t, err, ErrBadAnswer)
+		require.False(t, resilience.InDoubt(err))
+		_, err = Do[Agent](t.Context(), c, "POST", "/create-agent", nil)
+		require.ErrorIs(t, err, ErrBadAnswer)
+		require.True(t, resilience.InDoubt(err), "something was created")
+		none, err := Do[*Agent](t.Context(), c, "GET", "/get-agent/agent_1", nil)
+		require.NoError(t, err, "who asks for what may be null gets it")
+		require.Nil(t, *none)
+	}
 }
 
 func TestAnAnswerWithoutAnIDSaysSo(t *testing.T) {

@@ -255,10 +255,12 @@ func (a *answer) decode(out any) error {
 		a.fill(empty.meta())
 		return nil
 	}
-	if err := decodeLenient(a.body, out); err != nil {
+	d, ours := out.(described)
+	nothing = ours && bytes.Equal(bytes.TrimSpace(a.body), []byte("null")) // which would decode as a thing without an id
+	if nothing || decodeLenient(a.body, out) != nil {
 		return badAnswer(a.call, a.resp.StatusCode, a.body)
 	}
-	if d, ok := out.(described); ok {
+	if ours {
 		a.fill(d.meta())
 	}
 	return nil

@@ -91,10 +91,13 @@ func (p PageParams) query() string {
 }
 
 // all walks a list page by page. It ends at the last item, at the first error, or when the loop over it ends. A list that
-// says that there is more and does not say where is an error, not an end: the caller must not take it for complete.
+// says that there is more and does not say where, or sends back to where it was, is an error, not an end: the caller must
+// not take it for complete.
 func all[T any](operation string, first string, get func(key string) (*Page[T], error)) iter.Seq2[*T, error] {
 	return func(yield func(*T, error) bool) {
+		been := map[string]bool{}
 		for key := first; ; {
+			been[key] = true
 			page, err := get(key)
 			if err != nil {
 				yield(nil, err)
@@ -108,10 +111,10 @@ func all[T any](operation string, first string, get func(key string) (*Page[T], 
 			switch {
 			case !page.HasMore:
 				return
-			case page.PaginationKey == "" || page.PaginationKey == key:
+			case page.PaginationKey == "" || been[page.PaginationKey]:
 				yield(nil, &Error{
 					Operation: operation, StatusCode: page.StatusCode,
-					text: "there is more, but no key for the next page", kinds: []error{ErrBadAnswer},
+					text: "there is more, but no new key for the next page", kinds: []error{ErrBadAnswer},
 				})
 				return
 			}

@@ -118,7 +118,8 @@ func (i *Idempotency) intend(f *flight) (Record, error) {
 		e.kind = eventResend
 		i.counts.resent.Add(1)
 	}
-	ctx, cancel := context.WithTimeout(f.ctx, storePatience) // past the commit no leaving waiter ends the flight
+	// Past the commit no leaving waiter ends the flight, so that their deadline would end nothing, either.
+	ctx, cancel := context.WithTimeout(sendContext{f.ctx}, storePatience)
 	defer cancel()
 	rec, err := i.advance(ctx, f.rec, e)
 	switch {

@@ -414,7 +414,7 @@ func evidenceKey(r Record, e keyEvent) (Record, error) {
 		}
 		return r, errConflict
 	default: // T8, T8a; a claim that finds its call made already must not send
-		found := e.evidence.Calls[0]
+		found := e.evidence.Calls[slices.IndexFunc(e.evidence.Calls, func(c Found) bool { return c.ID != "" })]
 		r.State, r.CallID, r.Evidence = KeyConfirmed, found.ID, or(e.evidence.Source, "evidence")
 		r.Body, r.Header = found.Body, nil
 		r.Status = http.StatusOK

@@ -471,8 +471,12 @@ func resolveKey(r Record, e keyEvent) (Record, error) {
 	v := e.verdict
 	r.State, r.Reason, r.Evidence = v.State, v.Reason, "operator" // T12
 	if v.State == KeyConfirmed {
-		r.CallID = or(v.CallID, r.CallID)
-		r.Status = or(r.Status, http.StatusOK)
+		if v.CallID != "" && v.CallID != r.CallID { // the answer that is kept is another call's
+			r.CallID, r.Header, r.Body = v.CallID, nil, nil
+		}
+		if !isSuccess(r.Status) { // but that of the failure which left the key in doubt
+			r.Status = http.StatusOK
+		}
 	} else {
 		r.CallID, r.Doubts = "", 0
 	}

@@ -8,7 +8,9 @@ import (
 )
 
 // failedAnswer answers a call that took effect with a status that says nothing about it.
-func failedAnswer(*http.Request, int) (*http.Response, error) { return reply(500, `{"error":"oops"}`), nil }
+func failedAnswer(*http.Request, int) (*http.Response, error) {
+	return reply(500, `{"error":"oops"}`), nil
+}
 
 // doubtful is a key in doubt for a 500.
 func doubtful(t *testing.T, i *Idempotency) (rt http.RoundTripper) {

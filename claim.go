@@ -64,9 +64,7 @@ func (i *Idempotency) board(ctx context.Context, t *trip, key, id, print string)
 	}
 	f = newFlight(t, ctx, key, id, print)
 	f.token = i.owner + "." + strconv.FormatUint(i.tokens.Add(1), 36)
-	if old != nil {
-		f.previous = old
-	}
+	f.previous = old
 	i.flights[id] = f
 	i.active.Add(1)
 	i.counts.flights.Add(1)
@@ -83,12 +81,7 @@ func (i *Idempotency) reused(t *trip, id string) error {
 func (i *Idempotency) await(f *flight, t *trip, ctx context.Context, leader bool) (*http.Response, error) {
 	select {
 	case <-f.done:
-		return f.hand(t, ctx, leader)
-	default:
-	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
+	case <-ctx.Done(): // though the answer may be there, too
 		if err := i.leave(f, t, t.gone(ctx, "idempotency"), byTime(ctx), leader); err != nil {
 			return nil, err
 		}

@@ -308,7 +308,7 @@ func answerKey(r Record, e keyEvent) (Record, error) {
 		return lateDone(r, e)
 	case a.kind == answerRefused && current:
 		return refusedKey(r, e), nil
-	case a.kind == answerRefused && late && r.State == KeyInDoubt && r.Epoch == a.epoch && r.holds(e): // a forgotten key counts anew
+	case a.kind == answerRefused && r.State == KeyInDoubt && r.Epoch == a.epoch && r.holds(e): // a forgotten key counts anew
 		return lateRefused(r, e), nil // T9
 	case a.kind == answerUnknown && current:
 		r = doubt(r, e, a.cause) // T7
@@ -334,7 +334,6 @@ func finish(r Record, e keyEvent) Record {
 func doubt(r Record, e keyEvent, cause string) Record {
 	r.State, r.Settled, r.Cause = KeyInDoubt, e.now, cause
 	r.Lookups, r.NextLookup = 0, e.now.Add(lookupDelay(0))
-	r.Expires = time.Time{}
 	return r
 }
 

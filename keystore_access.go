@@ -20,30 +20,26 @@ func (i *Idempotency) apply(ctx context.Context, id string, e keyEvent) (Record,
 	return i.advance(ctx, rec, e)
 }
 
-// advance is apply for somebody who knows the record already; it reads it again only if that was not the latest.
+// advance is apply for somebody who knows the record already; it reads it again only if somebody else has written since.
 func (i *Idempotency) advance(ctx context.Context, rec Record, e keyEvent) (Record, error) {
 	for {
 		e.now = i.store.Now()
 		next, err := transition(rec, e)
-		if err == nil {
-			version, swapped, writeErr := i.swap(ctx, rec.Version, next)
-			if writeErr != nil {
-				return rec, writeErr
-			}
-			if swapped {
-				next.Version = version
-				i.unwritten.drop(rec.ID)
-				i.changed(rec, next)
-				return next, nil
-			}
-		} else if rec.Version == 0 || !errors.Is(err, errConflict) {
+		if err != nil {
 			return rec, err
 		}
-		latest, loadErr := i.load(ctx, rec.ID)
-		if loadErr != nil {
-			return rec, loadErr
+		version, swapped, err := i.swap(ctx, rec.Version, next)
+		if err != nil {
+			return rec, err
 		}
-		if err != nil && latest.Version == rec.Version {
+		if swapped {
+			next.Version = version
+			i.unwritten.drop(rec.ID)
+			i.changed(rec, next)
+			return next, nil
+		}
+		latest, err := i.load(ctx, rec.ID)
+		if err != nil {
 			return rec, err
 		}
 		rec = latest
@@ -119,10 +115,7 @@ type outcome struct {
 
 func (u *unwritten) keep(id string, from Record, e keyEvent, now time.Time) Record {
 	e.now = now
-	rec, err := transition(from, e)
-	if err != nil {
-		rec = from
-	}
+	rec, _ := transition(from, e) // as it is where the event does not fit
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.list == nil {

@@ -95,7 +95,7 @@ func TestUnwritten_IsRememberedForEachKey(t *testing.T) {
 // A refusal that the store would not take goes with the next step of its key.
 func TestUnwritten_GoesWithTheNextStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &cornerStore{KeyStore: NewMemoryStore(0)}
+		store := &faultyStore{KeyStore: NewMemoryStore(0)}
 		i := newIdem(t, IdempotencyConfig{Store: store})
 		p := &phone{before: func(*http.Request, int) (*http.Response, error) {
 			store.noCAS.Store(true)
@@ -134,7 +134,7 @@ func TestUnwritten_TheStoreMayKnowBetter(t *testing.T) {
 }
 
 // lostRace is a store in which somebody else is always faster, and which cannot be read after that.
-type lostRace struct{ cornerStore }
+type lostRace struct{ faultyStore }
 
 func (s *lostRace) CompareAndSwap(context.Context, uint64, Record) (uint64, bool, error) {
 	s.noLoad.Store(true)
@@ -142,7 +142,7 @@ func (s *lostRace) CompareAndSwap(context.Context, uint64, Record) (uint64, bool
 }
 
 func TestIdempotency_AStoreThatFailsAfterALostRaceSendsNothing(t *testing.T) {
-	i, p := newIdem(t, IdempotencyConfig{Store: &lostRace{cornerStore{KeyStore: NewMemoryStore(0)}}}), &phone{}
+	i, p := newIdem(t, IdempotencyConfig{Store: &lostRace{faultyStore{KeyStore: NewMemoryStore(0)}}}), &phone{}
 	_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
 	require.ErrorIs(t, err, ErrStore)
 	require.True(t, NotSent(err))

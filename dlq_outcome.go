@@ -175,7 +175,7 @@ func judgeStatus(f *failure) letterVerdict {
 		return letterPaused
 	case f.doubt:
 		return letterDoubt
-	case f.status >= 500, doubtfulStatus(f.status) && f.status >= 400:
+	case f.status >= 400 && doubtfulStatus(f.status):
 		return letterFailed
 	}
 	f.cause = "poison" // the same request gets the same answer: a person has to look

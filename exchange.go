@@ -23,12 +23,14 @@ func isRefusalStatus(code int) bool {
 }
 
 // doubtfulStatus: an answer after which an effect-once request may still have taken effect.
-func doubtfulStatus(code int) bool {
-	switch code {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
-		return true
+func doubtfulStatus(code int) bool { return code >= 300 && !isRefusalStatus(code) }
+
+// mayHaveChanged reports whether an exchange that ended so may have changed something on the other side.
+func mayHaveChanged(resp *http.Response, err error) bool {
+	if err != nil {
+		return !NotSent(err)
 	}
-	return code >= 500 || code >= 300 && code < 400
+	return !isRefusalStatus(resp.StatusCode)
 }
 
 // notYet names the refusals that a letter outlives: they say nothing against its request. Whoever took such a letter over,

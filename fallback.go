@@ -237,17 +237,6 @@ func (f *Fallback) write(ctx context.Context, t *trip, req *http.Request, next l
 	return resp, err
 }
 
-func mayHaveChanged(resp *http.Response, err error) bool {
-	if err != nil {
-		return !NotSent(err)
-	}
-	switch resp.StatusCode {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, 499:
-		return true // also given when it was being worked on
-	}
-	return resp.StatusCode < 400 || resp.StatusCode >= 500
-}
-
 // fromBelow asks below, and takes off what looks like a mark of ours. It looks before it writes: a fake transport may hand
 // the same header to many.
 func fromBelow(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {

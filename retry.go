@@ -130,7 +130,7 @@ func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg
 		if wait, err = r.mayRetry(t, ctx, v, n, err); wait < 0 {
 			return resp, withoutProof(err, arrived)
 		}
-		arrived = arrived || (err != nil && !NotSent(err)) || (err == nil && !isRefusalStatus(resp.StatusCode))
+		arrived = arrived || mayHaveChanged(resp, err)
 		if resp != nil {
 			_ = resp.Body.Close() // it is in memory; its place is taken by the next answer
 		}

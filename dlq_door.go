@@ -60,12 +60,6 @@ type answer struct {
 	err  error
 }
 
-func (a answer) close() {
-	if a.resp != nil && a.resp.Body != nil {
-		_ = a.resp.Body.Close() // nobody will read it
-	}
-}
-
 // holding is a call on its way, and the letter with its key whose lease it has taken.
 type holding struct {
 	slot    *letterSlot // nil: there is none
@@ -149,7 +143,7 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 	if held.slot != nil {
 		if p := d.merge(held, f, callersOwn(ctx, a)); p.slot != nil {
 			_, _ = d.secure(ctx, p) // it is the queue's in any case
-			a.close()
+			discard(a.resp)
 			return nil, d.refusal(t, p.letter, f)
 		}
 	}
@@ -167,7 +161,7 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 	kept, err := d.admitFor(ctx, l, t.road, decided)
 	switch {
 	case err == nil:
-		a.close()
+		discard(a.resp)
 		return nil, d.refusal(t, kept, f)
 	case a.err == nil:
 		return a.resp, nil // a settled outcome is a response; that no letter was made is counted and reported

@@ -248,7 +248,7 @@ func (d *DLQ) try(ls *lease) (letterVerdict, failure, int) {
 	case err != nil:
 		a = answer{err: err}
 	}
-	defer a.close()
+	defer discard(a.resp)
 	verdict, f := judge(ls.ctx, ls.letter, a, handler != nil)
 	return verdict, f, f.status
 }

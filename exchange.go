@@ -62,6 +62,13 @@ func unreadRefusal(err error) int {
 	return 0
 }
 
+// discard closes an answer that nobody will read.
+func discard(resp *http.Response) {
+	if resp != nil && resp.Body != nil {
+		_ = resp.Body.Close() // nobody could do anything about it
+	}
+}
+
 // tail is the rest of an exchange that goes on after its answer was handed up: a stream being read, or a transport that
 // has not returned though its time was up. A layer that holds something for the exchange gives it back then.
 type tail struct {

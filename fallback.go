@@ -336,7 +336,7 @@ func (f *Fallback) settle(ctx context.Context, t *trip, req *http.Request, key a
 		return made, nil
 	}
 	if a, age, ok := f.store.Get(key, t.clock.at(t.lately())); ok {
-		discardAnswer(resp)
+		discard(resp)
 		return f.serve(t, req, a, age, why), nil
 	}
 	f.misses.Add(1)
@@ -368,10 +368,4 @@ func (f *Fallback) serve(t *trip, req *http.Request, a *answers.Answer, age time
 	f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: s.String(), Duration: age, Cause: why})
 	mark, seconds := f.marks(s, why, age)
 	return a.Response(req, true, answers.Field{Name: "Age", Value: seconds}, answers.Field{Name: markHeader, Value: mark})
-}
-
-func discardAnswer(resp *http.Response) {
-	if resp != nil && resp.Body != nil {
-		_ = resp.Body.Close() // another answer takes its place
-	}
 }

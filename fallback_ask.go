@@ -241,7 +241,7 @@ func (f *Fallback) refreshed(t *trip, key answers.Key, r result) {
 	case r.resp.StatusCode != http.StatusOK:
 		ev.Cause, ev.StatusCode = "status", r.resp.StatusCode
 	}
-	discardAnswer(r.resp)
+	discard(r.resp)
 	if ev.Cause != "" {
 		f.refreshFailed.Add(1)
 	}
@@ -291,7 +291,7 @@ func (f *Fallback) substitute(
 		f.funcFailed.Add(1)
 		return nil, err
 	}
-	discardAnswer(resp)
+	discard(resp)
 	made.Header.Set(markHeader, madeByFunc+"; reason="+why)
 	f.events.emit(Event{Kind: EventFallbackServed, Operation: t.call.Operation, To: madeByFunc, Cause: why})
 	return made, nil
@@ -317,7 +317,7 @@ func (f *Fallback) callFunc(ctx context.Context, t *trip, req *http.Request, ask
 	out, err := ask(in, cause)
 	switch {
 	case err != nil:
-		discardAnswer(out)
+		discard(out)
 		return nil, err
 	case out == nil:
 		return nil, t.fail("fallback", errors.New("func returned neither a response nor an error"))

@@ -274,7 +274,7 @@ func (f *flight) publish(r result) {
 		h.hurry(errSettled)
 	}
 	if unread && tailOf(r.resp, r.err) != nil && r.err == nil {
-		_ = r.resp.Body.Close() // a stream that nobody is there to read
+		discard(r.resp) // a stream that nobody is there to read
 	}
 }
 

@@ -173,9 +173,7 @@ func (i *Idempotency) conclude(f *flight, epoch uint64, resp *http.Response, err
 		return resp, err
 	}
 	// In doubt; also after the refusal of a re-send, which proves nothing about the first send.
-	if resp != nil {
-		_ = resp.Body.Close() // the caller gets an error instead
-	}
+	discard(resp) // the caller gets an error instead
 	switch rec.State {
 	case KeyConfirmed: // evidence was faster than this answer
 		return i.replayed(rec), nil
@@ -198,9 +196,7 @@ func (i *Idempotency) late(f *flight, epoch uint64, r result) {
 		return // in doubt already
 	}
 	i.settleDetached(f, epoch, i.classify(f.trip.call.Operation, r.resp, r.err))
-	if r.resp != nil {
-		_ = r.resp.Body.Close() // nobody waits for it
-	}
+	discard(r.resp)
 }
 
 // classify says what an answer to an effect-once request means for the world.

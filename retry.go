@@ -131,9 +131,7 @@ func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg
 			return resp, withoutProof(err, arrived)
 		}
 		arrived = arrived || mayHaveChanged(resp, err)
-		if resp != nil {
-			_ = resp.Body.Close() // it is in memory; its place is taken by the next answer
-		}
+		discard(resp) // the next answer takes its place
 		if refusal := r.sleep(t, ctx, wait); refusal != nil {
 			return nil, withoutProof(refusal, arrived)
 		}

@@ -411,9 +411,7 @@ func (w *work) finishLate(l *lingering) {
 	w.layer.events.emit(Event{Kind: EventAttemptLate, Operation: w.trip.call.Operation, Cause: w.result.cause()})
 	l.late = w.result
 	l.tail.end()
-	if resp := w.result.resp; resp != nil && resp.Body != nil {
-		_ = resp.Body.Close() // nobody waits for it
-	}
+	discard(w.result.resp)
 }
 
 // abandon leaves the attempt behind; nil: it came back after all. What holds something for the attempt is told at its end.

@@ -96,9 +96,7 @@ func (w *wire) travel(ctx context.Context, t *trip, req *http.Request) (resp *ht
 	case err == nil && resp == nil:
 		return nil, errors.New("the transport returned neither a response nor an error")
 	case err != nil:
-		if resp != nil && resp.Body != nil {
-			_ = resp.Body.Close() // exactly one of response and error
-		}
+		discard(resp) // exactly one of response and error
 		if seen.nothingSent() {
 			err = MarkNotSent(err)
 		}

@@ -283,18 +283,15 @@ func (b *Bulkhead) leave(ctx context.Context, w *waiter, why shed) error {
 
 // ended says why nobody may come in or go on waiting.
 func (b *Bulkhead) ended(ctx context.Context) shed {
-	if ctx.Err() != nil {
-		if byTime(ctx) {
-			return shedTimeout
-		}
+	switch {
+	case ctx.Err() != nil && byTime(ctx):
+		return shedTimeout
+	case ctx.Err() != nil:
 		return shedCanceled
-	}
-	select {
-	case <-b.closing:
+	case isClosed(b.closing):
 		return shedClosed
-	default:
-		return admitted
 	}
+	return admitted
 }
 
 // reason is the error for a call that ends without a slot.

@@ -55,10 +55,8 @@ func (c *callCount) underWay() int { return int(c.state.Load() &^ closedBit) }
 
 // wait returns how many calls were left when ctx ended; 0: all have ended, which takes no time where they had before.
 func (c *callCount) wait(ctx context.Context) (left int) {
-	select {
-	case <-c.empty:
+	if isClosed(c.empty) { // also where ctx has ended
 		return 0
-	default:
 	}
 	select {
 	case <-c.empty:

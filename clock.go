@@ -42,6 +42,16 @@ func (c *clock) at(instant time.Duration) time.Time { return c.epoch.Add(instant
 // wait. It is far below the round trip to any API.
 const useful = 10 * time.Millisecond
 
+// isClosed reports whether an end has come that a channel stands for; a nil channel: there is none.
+func isClosed(end <-chan struct{}) bool {
+	select {
+	case <-end:
+		return true
+	default:
+		return false
+	}
+}
+
 // saturate adds two durations that are not negative.
 func saturate(a, b time.Duration) time.Duration {
 	if sum := a + b; sum >= 0 {

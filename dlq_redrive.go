@@ -93,7 +93,7 @@ func (d *DLQ) take(ctx context.Context) (*lease, RedriveResult) {
 	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed || d.hasBegunToClose() {
+	if d.closed || isClosed(d.closing) { // while the stack closes, its calls are awaited, and may become letters
 		return nil, RedriveResult{Status: RedriveClosed, Err: ErrClosed}
 	}
 	d.sweep(now)

@@ -167,16 +167,6 @@ func (d *DLQ) close(ctx context.Context) error {
 	}
 }
 
-// hasBegunToClose reports whether the stack is closing. Its calls are still awaited then, and may become letters.
-func (d *DLQ) hasBegunToClose() bool {
-	select {
-	case <-d.closing:
-		return true
-	default:
-		return false
-	}
-}
-
 // writeRest waits for the store to have everything, and says how much it has not.
 func (d *DLQ) writeRest(ctx context.Context) error {
 	if left, err := d.journal.drain(ctx); left > 0 {

@@ -188,7 +188,7 @@ func (f *Fallback) send(
 
 // refresh renews an answer in the background, unless somebody is at it, it failed lately, or too many are under way.
 func (f *Fallback) refresh(ctx context.Context, t *trip, req *http.Request, next leg, key answers.Key) {
-	if f.closed() || !f.refreshing.beginUpTo(maxRefreshes) {
+	if isClosed(f.closing) || !f.refreshing.beginUpTo(maxRefreshes) {
 		return
 	}
 	if !f.store.BeginRefresh(key, time.Now()) {
@@ -247,15 +247,6 @@ func (f *Fallback) refreshed(t *trip, key answers.Key, r result) {
 	}
 	f.store.EndRefresh(key, time.Now(), ev.Cause != "")
 	f.events.emit(ev)
-}
-
-func (f *Fallback) closed() bool {
-	select {
-	case <-f.closing:
-		return true
-	default:
-		return false
-	}
 }
 
 // drain lets no other refresh begin, and waits until none is under way, or ctx ends.

@@ -329,14 +329,7 @@ func (f *flight) sent() bool {
 	return f.committed
 }
 
-func (f *flight) hasLanded() bool {
-	select {
-	case <-f.landed:
-		return true
-	default:
-		return false
-	}
-}
+func (f *flight) hasLanded() bool { return isClosed(f.landed) }
 
 // waitForPrevious waits until the flight before has landed, or its outcome is known from elsewhere: it is in the store then.
 func (f *flight) waitForPrevious() error {

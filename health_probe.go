@@ -138,14 +138,7 @@ func (r *probeRun) execute(ctx context.Context, p *healthProbe) {
 	}
 }
 
-func (r *probeRun) returned() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
+func (r *probeRun) returned() bool { return isClosed(r.done) }
 
 // settledAt is when the outcome was known: when it answered, or when its time was up, whichever came first.
 func (p *healthProbe) settledAt(r *probeRun) time.Time {

@@ -78,10 +78,8 @@ func (i *Idempotency) mayIntend(f *flight) error {
 		e.Limit = "expiry"
 		return e
 	}
-	select {
-	case <-i.closing:
+	if isClosed(i.closing) {
 		return t.refuse("idempotency", ErrClosed)
-	default:
 	}
 	if err := i.recalled(t, f.owner()); err != nil && !(f.rec.State == KeyInDoubt && errors.Is(err, ErrInDoubt)) {
 		return err

@@ -66,7 +66,7 @@ var letterCauses = []struct {
 	{context.DeadlineExceeded, "timeout"}, {context.Canceled, "canceled"}, {ErrClosed, "closed"}, {ErrInDoubt, "in-doubt"},
 }
 
-// causeOf names an error by a word, and by a text that comes from us or the operating system, never from the other side.
+// letterCause names an error by a word, and by a text that comes from us or the operating system, never from the other side.
 func letterCause(err error) (cause, detail string) {
 	var errno syscall.Errno
 	var panicked *panicError

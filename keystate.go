@@ -85,16 +85,16 @@ func (r *Record) finished() bool { return r.State == KeyConfirmed || r.State == 
 // expired reports whether the record has passed its retention, though it may not have been swept yet.
 func (r *Record) expired(now time.Time) bool { return r.finished() && !now.Before(r.Expires) }
 
-// event is something that happens to a key. Exactly what it carries decides, with the record, what comes next: the
+// keyEvent is something that happens to a key. Exactly what it carries decides, with the record, what comes next: the
 // transition function reads no clock and does no I/O.
 type keyEvent struct {
 	kind  keyEventKind
 	now   time.Time
 	token string // whose event it is
 
-	claim    claimRequest  // claim
-	deadline time.Time     // intend: the lease of the send
-	answer   answerReceipt // answer
+	claim    claimRequest  // claim; of others only who asks
+	deadline time.Time     // intend, resend: the lease of the send; looked: when to look again
+	answer   answerReceipt // answer; looked: only its kind, see lookedKey
 	evidence Evidence      // evidence
 	verdict  Resolution    // resolve
 	keep     time.Duration // how long a finished record stays; 0: it goes at once
@@ -177,7 +177,8 @@ type Resolution struct {
 	Reason string
 }
 
-// What a claim can run into besides a free key; see [claimError].
+// What only the state machine and its callers say to each other: a claim has found the answer of an earlier call; an event
+// has found the key in a state that it is not for.
 var (
 	errReplay   = errors.New("finished already")
 	errConflict = errors.New("the key does not stand where the event expects it")

@@ -20,8 +20,7 @@ const (
 	rarest = time.Hour
 )
 
-// run looks after keys until ctx ends: it looks lost outcomes up, repeats writes that the store refused, frees what dead
-// processes held, and sweeps.
+// run looks after keys until ctx ends.
 func (i *Idempotency) run(ctx context.Context) error {
 	for {
 		wait := i.tend(ctx)

@@ -2,7 +2,6 @@ package resilience
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
@@ -147,7 +146,7 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 			return nil, d.refusal(t, p.letter, f)
 		}
 	}
-	if !d.wants(ctx, t, req, a) {
+	if !d.wants(ctx, t, a) {
 		return a.resp, a.err
 	}
 	l, ok := d.letterOf(t, req, f, held.began)
@@ -214,7 +213,7 @@ var neverParked = []error{
 }
 
 // wants reports whether the queue takes a failed write.
-func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) bool {
+func (d *DLQ) wants(ctx context.Context, t *trip, a answer) bool {
 	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) {
 		return false
 	}
@@ -223,7 +222,7 @@ func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) b
 			return false
 		}
 	}
-	if isWork(req) && d.handler(t.call.Operation) == nil {
+	if t.run != nil && d.handler(t.call.Operation) == nil {
 		return false
 	}
 	if d.cfg.Keep == nil {
@@ -233,11 +232,6 @@ func (d *DLQ) wants(ctx context.Context, t *trip, req *http.Request, a answer) b
 	err := d.guard(t.call.Operation, func() error { keep = d.cfg.Keep(t.call); return nil })
 	return err == nil && keep
 }
-
-// workScheme is the scheme of the URL under which work that is not HTTP travels.
-const workScheme = "do"
-
-func isWork(req *http.Request) bool { return req.URL == nil || req.URL.Scheme == workScheme }
 
 // letterOf makes the letter of a failed call; ok is false when its body is not at hand.
 func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time) (l Letter, ok bool) {
@@ -249,9 +243,6 @@ func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time)
 	l.Call.Params, l.Call.Budget = nil, 0
 	l.note(f.attempt(time.Now()))
 	l.Next = l.Last.Add(max(d.backoff(0), f.after))
-	if isWork(req) {
-		return l, len(l.Body) > 0 || t.call.Params == nil || d.encodeParams(&l, t.call.Params)
-	}
 	return l, true
 }
 
@@ -259,7 +250,7 @@ func (d *DLQ) letterOf(t *trip, req *http.Request, f failure, started time.Time)
 func writeOf(t *trip, req *http.Request) (l Letter, whole bool) {
 	l.Operation = t.call.Operation
 	l.Body, whole = t.payload.Bytes()
-	if isWork(req) {
+	if t.run != nil { // no request: its parameters are all there is
 		return l, whole
 	}
 	l.Method, l.URL, l.Header = methodOf(req), req.URL.String(), req.Header
@@ -267,9 +258,4 @@ func writeOf(t *trip, req *http.Request) (l Letter, whole bool) {
 		l.Host = req.Host
 	}
 	return l, whole
-}
-
-func (d *DLQ) encodeParams(l *Letter, params any) bool {
-	err := d.guard(l.Operation, func() (err error) { l.Body, err = json.Marshal(params); return err })
-	return err == nil
 }

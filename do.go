@@ -70,7 +70,7 @@ func answerOf(v any) (*http.Response, error) {
 // workRequest stands for work that is not HTTP: letters and fingerprints need something to name it by.
 func workRequest() *http.Request {
 	return &http.Request{
-		Method: http.MethodPost, URL: &url.URL{Scheme: workScheme, Host: "work", Path: "/"}, Header: http.Header{},
+		Method: http.MethodPost, URL: &url.URL{Scheme: "do", Host: "work", Path: "/"}, Header: http.Header{},
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 }

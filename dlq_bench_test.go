@@ -28,7 +28,7 @@ func BenchmarkDLQ(b *testing.B) {
 		b.Run(fmt.Sprintf("letters=%d/lease+return", n), func(b *testing.B) {
 			for b.Loop() {
 				ls, _ := d.take(b.Context())
-				d.conclude(ls, letterReturned, failure{}, 0)
+				d.conclude(ls, letterReturned, failure{})
 				d.finish(ls)
 			}
 		})
@@ -39,7 +39,7 @@ func BenchmarkDLQ(b *testing.B) {
 					b.Fatal(err)
 				}
 				ls, _ := d.take(b.Context())
-				d.conclude(ls, letterDone, failure{}, 200)
+				d.conclude(ls, letterDone, failure{status: 200})
 				d.finish(ls)
 			}
 		})

@@ -139,8 +139,8 @@ func (d *DLQ) redrive(ls *lease) RedriveResult {
 			return result
 		}
 	}
-	verdict, f, status := d.try(ls)
-	return d.conclude(ls, verdict, f, status)
+	verdict, f := d.try(ls)
+	return d.conclude(ls, verdict, f)
 }
 
 // finish ends the context of a redrive, which has given its lease back, and reports that it is over.
@@ -214,7 +214,7 @@ func (d *DLQ) goneElsewhere(ls *lease) RedriveResult {
 }
 
 // try makes one attempt, to whatever end.
-func (d *DLQ) try(ls *lease) (letterVerdict, failure, int) {
+func (d *DLQ) try(ls *lease) (letterVerdict, failure) {
 	handler := d.handler(ls.letter.Operation)
 	var a answer
 	sent := false
@@ -242,15 +242,14 @@ func (d *DLQ) try(ls *lease) (letterVerdict, failure, int) {
 	var stopped *notTried
 	switch {
 	case errors.As(err, &stopped):
-		return stopped.verdict, failure{cause: stopped.cause, err: err, refused: true}, 0
+		return stopped.verdict, failure{cause: stopped.cause, err: err, refused: true}
 	case err != nil && !sent: // Authorize panicked
-		return letterPaused, failure{cause: "authorize", err: err, refused: true}, 0
+		return letterPaused, failure{cause: "authorize", err: err, refused: true}
 	case err != nil:
 		a = answer{err: err}
 	}
 	defer discard(a.resp)
-	verdict, f := judge(ls.ctx, ls.letter, a, handler != nil)
-	return verdict, f, f.status
+	return judge(ls.ctx, ls.letter, a, handler != nil)
 }
 
 // notTried says that a redrive ended before anything was sent.
@@ -331,7 +330,7 @@ func (d *DLQ) send(req *http.Request, ls *lease) (*http.Response, error) {
 }
 
 // conclude settles the letter by what came out.
-func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure, status int) RedriveResult {
+func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure) RedriveResult {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.counters.Redriven++
@@ -345,7 +344,7 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure, status int) Redriv
 	}
 	if v == letterDone {
 		d.tell(EventLetterRedriven, s.letter, "done")
-		d.ack(s, "redriven", status)
+		d.ack(s, "redriven", f.status)
 		d.supersede(ls.letter.Call.Resource, s.parts, ls.letter.First)
 		result.Status = RedriveDone
 		return result

@@ -361,9 +361,6 @@ func (b *Breaker) safeKey(c *Call) (key string) {
 
 // refusal is the error that the call would be refused with if it came now; nil: it would be admitted.
 func (b *Breaker) refusal(c Call) error {
-	if b == nil {
-		return nil
-	}
 	gate := b.shared
 	if key := b.keyOf(&c); key != "" {
 		gate = b.keyed.Peek(key)
@@ -375,12 +372,7 @@ func (b *Breaker) refusal(c Call) error {
 }
 
 // share is BreakerStats.Share of the shared circuit.
-func (b *Breaker) share() float64 {
-	if b == nil {
-		return 1
-	}
-	return b.shared.Share()
-}
+func (b *Breaker) share() float64 { return b.shared.Share() }
 
 // BreakerCounts is what completed within the window.
 type BreakerCounts struct {
@@ -435,7 +427,7 @@ func (b *Breaker) Stats() BreakerStats {
 
 // notClosed names circuits that Key made and that are not closed, at most so many, in order.
 func (b *Breaker) notClosed(most int) []string {
-	if b == nil || b.keyed == nil {
+	if b.keyed == nil {
 		return nil
 	}
 	keys := b.keyed.Troubled()

@@ -321,9 +321,6 @@ func (b *Bulkhead) turnAway(ctx context.Context, w *waiter, why shed, err error)
 
 // sendHome is called when the circuit has opened: those who wait and are refused now need not wait any longer.
 func (b *Bulkhead) sendHome() {
-	if b == nil {
-		return
-	}
 	b.mu.Lock()
 	b.openings++
 	all := make([]found, 0, b.book.Waiting())

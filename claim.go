@@ -210,7 +210,7 @@ func (i *Idempotency) take(f *flight) (*http.Response, error) {
 
 // mayResend reports whether the user's choice lets a call in doubt be sent again under the API's own key.
 func (i *Idempotency) mayResend(rec Record) bool {
-	if i == nil || i.cfg.ServerKeys != ServerKeysTrust || rec.State != KeyInDoubt {
+	if i.cfg.ServerKeys != ServerKeysTrust || rec.State != KeyInDoubt {
 		return false
 	}
 	h, ok := i.cfg.Reconcile.(KeyHonorer)

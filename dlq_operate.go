@@ -205,9 +205,6 @@ func (d *DLQ) doubt(s *letterSlot, doubt bool, since time.Time) {
 
 // holds reports whether there is a letter for the key with this id; the record of the key must stay as long.
 func (d *DLQ) holds(id string) bool {
-	if d == nil {
-		return false
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.box.keys()[id] != nil

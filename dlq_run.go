@@ -11,10 +11,6 @@ import (
 // run redrives letters as they fall due, until ctx ends or the queue is closed. It then waits for the redrives that it
 // started, whose context is ctx. Nothing runs while nothing is due.
 func (d *DLQ) run(ctx context.Context) error {
-	if d == nil {
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}
 	var redrives sync.WaitGroup
 	defer redrives.Wait()
 	paused := false
@@ -142,9 +138,6 @@ func sleep(ctx context.Context, wait time.Duration, changed <-chan struct{}) {
 // of what still runs away, and says how many there were. Letters stay, for List and Export; none is lost by closing. What
 // is not in the store yet is brought there; the error says how much is not.
 func (d *DLQ) close(ctx context.Context) error {
-	if d == nil {
-		return nil
-	}
 	d.mu.Lock()
 	d.closed = true
 	for len(d.blocked) > 0 {

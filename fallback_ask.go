@@ -251,9 +251,6 @@ func (f *Fallback) refreshed(t *trip, key answers.Key, r result) {
 
 // drain lets no other refresh begin, and waits until none is under way, or ctx ends.
 func (f *Fallback) drain(ctx context.Context) error {
-	if f == nil {
-		return nil
-	}
 	f.refreshing.close()
 	if left := f.refreshing.wait(ctx); left > 0 {
 		return fmt.Errorf("fallback: %d answers were still being renewed: %w", left, context.Cause(ctx))

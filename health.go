@@ -314,9 +314,6 @@ func (h *Health) publish(turn uint64, r Report) {
 // refresh looks at everything so that a change is noticed, and the probe's answer kept fresh, while nobody reads. It
 // returns after how long to call it again.
 func (h *Health) refresh(ctx context.Context) time.Duration {
-	if h == nil {
-		return 10 * time.Second
-	}
 	for _, p := range h.checks { // all are asked at once, and awaited here, where nobody reads
 		p.current()
 	}
@@ -339,9 +336,7 @@ type healthWatcher struct {
 // be cheap, must neither block nor run a user's code, and must not keep or change what it returned. The first reading is
 // the component's main one.
 func (h *Health) watch(name string, look func(context.Context) []CheckResult) {
-	if h != nil {
-		h.watchers = append(h.watchers, healthWatcher{name: name, look: look})
-	}
+	h.watchers = append(h.watchers, healthWatcher{name: name, look: look})
 }
 
 // read takes the readings; one that panics is unhealthy by itself and takes nobody with it.
@@ -367,11 +362,7 @@ func (w healthWatcher) read(ctx context.Context) (results []CheckResult) {
 }
 
 // note keeps an event for the status page. It is a listener: h.note may be given to the events of every layer.
-func (h *Health) note(e Event) {
-	if h != nil {
-		h.recent.add(e)
-	}
-}
+func (h *Health) note(e Event) { h.recent.add(e) }
 
 // healthEvents keeps the last events. The zero value is ready.
 type healthEvents struct {

@@ -117,9 +117,6 @@ func TestH06_NoProbeOrNoResultIsUnknown(t *testing.T) {
 
 	var none *Health
 	require.Equal(t, Unknown, none.Check(t.Context()).Status)
-	none.note(Event{})
-	none.watch("x", nil)
-	require.Positive(t, none.refresh(t.Context()))
 }
 
 func TestH07_PanicsStayWithTheirComponent(t *testing.T) {

@@ -52,7 +52,7 @@ const (
 
 // letterJournal brings what happens to letters into the store: the last state of each letter wins, and there is never more
 // than one write under way for one. What is not in the store yet is all it remembers. Its lock is the queue's, which is
-// never held while it writes. A nil journal keeps nothing.
+// never held while it writes. A nil journal has nothing to try again, and nothing left at the end.
 type letterJournal struct {
 	mu    *sync.Mutex
 	write func(ctx context.Context, id string, l *Letter) error // l nil: remove
@@ -89,9 +89,6 @@ type journalEntry struct {
 // note remembers the state that a letter has now, and returns the number to wait for. fresh: the store has never heard of
 // it. The lock is held.
 func (j *letterJournal) note(id string, l *Letter, fresh bool) uint64 {
-	if j == nil {
-		return 0
-	}
 	j.seq++
 	e := j.entries[id]
 	if e == nil {
@@ -250,9 +247,6 @@ func (j *letterJournal) retry(now time.Time) {
 
 // await returns when the change with this number is in the store, when a write of it failed, or when ctx ends.
 func (j *letterJournal) await(ctx context.Context, id string, seq uint64) error {
-	if j == nil {
-		return nil
-	}
 	for {
 		ended, err := j.standing(id, seq)
 		if ended == nil {

@@ -233,9 +233,6 @@ func (i *Idempotency) identity() claimRequest {
 
 // standing looks a key up now, for somebody who would send it again.
 func (i *Idempotency) standing(ctx context.Context, key string) Record {
-	if i == nil {
-		return Record{}
-	}
 	id := i.ID(key)
 	i.expire(ctx, id)
 	rec, err := i.load(ctx, id)

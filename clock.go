@@ -42,6 +42,14 @@ func (c *clock) at(instant time.Duration) time.Time { return c.epoch.Add(instant
 // wait. It is far below the round trip to any API.
 const useful = 10 * time.Millisecond
 
+// later is the later one of two times.
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
 // isClosed reports whether an end has come that a channel stands for; a nil channel: there is none.
 func isClosed(end <-chan struct{}) bool {
 	select {
@@ -51,6 +59,8 @@ func isClosed(end <-chan struct{}) bool {
 		return false
 	}
 }
+
+const maxDuration time.Duration = 1<<63 - 1
 
 // saturate adds two durations that are not negative.
 func saturate(a, b time.Duration) time.Duration {

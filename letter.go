@@ -267,14 +267,6 @@ func (l *Letter) setDoubt(doubt bool, since time.Time) {
 	}
 }
 
-// later is the safe one of two DoubtSince: less counts after it.
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
-}
-
 // effect is unset only for work that is not HTTP and whose effect nobody named.
 func (l *Letter) effect() Effect {
 	if l.Call.Effect == EffectUnset && l.Method != "" {

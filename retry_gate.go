@@ -47,9 +47,7 @@ func (g *gates) closeFor(operation string, after time.Duration, now time.Time, a
 		it.gap = min(2*it.gap, maxGap)
 		it.closed = g.closings.Add(1)
 	}
-	if until := now.Add(after); it.shut.Before(until) {
-		it.shut = until
-	}
+	it.shut = later(it.shut, now.Add(after))
 }
 
 // reserve takes the next free start and returns how long it is until then. One that is further off than most is not taken:
@@ -74,16 +72,7 @@ func (g *gates) reserve(operation string, now time.Time, most time.Duration) tim
 }
 
 // free is the earliest start that is free.
-func (it *gate) free(now time.Time) time.Time {
-	start := now
-	if start.Before(it.next) {
-		start = it.next
-	}
-	if start.Before(it.shut) {
-		start = it.shut
-	}
-	return start
-}
+func (it *gate) free(now time.Time) time.Time { return later(later(now, it.next), it.shut) }
 
 // wait is how long it is until the next free start, which is not taken. ok is false where there is no gate.
 func (g *gates) wait(operation string, now time.Time) (left time.Duration, ok bool) {

@@ -199,11 +199,7 @@ func (i *Idempotency) absentIn(rec Record) time.Duration {
 	if i.cfg.AssumeAbsentAfter == 0 || !i.lookedEnough(rec) {
 		return 0
 	}
-	// The attempt itself must be over, too.
-	from := rec.Sent
-	if rec.Lease.After(from) {
-		from = rec.Lease
-	}
+	from := later(rec.Sent, rec.Lease) // the attempt itself must be over, too
 	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
 }
 

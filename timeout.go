@@ -181,8 +181,6 @@ func (l *Timeout) budgetOf(c *Call) time.Duration {
 	return 2 * limit
 }
 
-const maxDuration time.Duration = 1<<63 - 1
-
 // budget ends the context of a call when its time is up. The clock stops when the answer is there, so that a stream is
 // not cut off.
 func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {

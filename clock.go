@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 )
@@ -57,6 +58,21 @@ func isClosed(end <-chan struct{}) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// sleep waits for the time (0: for ever), for a sign on wake (nil: none comes) or for the end of ctx.
+func sleep(ctx context.Context, wait time.Duration, wake <-chan struct{}) {
+	var over <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		over = timer.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-over:
+	case <-wake:
 	}
 }
 

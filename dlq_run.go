@@ -119,21 +119,6 @@ func (d *DLQ) wake() {
 	}
 }
 
-// sleep waits for the time (0: for ever), the change or the end.
-func sleep(ctx context.Context, wait time.Duration, changed <-chan struct{}) {
-	var over <-chan time.Time
-	if wait > 0 {
-		timer := time.NewTimer(wait)
-		defer timer.Stop()
-		over = timer.C
-	}
-	select {
-	case <-ctx.Done():
-	case <-over:
-	case <-changed:
-	}
-}
-
 // close ends redriving and waits for the redrives under way and for callbacks, until ctx ends: then it takes the context
 // of what still runs away, and says how many there were. Letters stay, for List and Export; none is lost by closing. What
 // is not in the store yet is brought there; the error says how much is not.

@@ -56,13 +56,7 @@ func (s *Stack) tend(ctx context.Context) {
 		if wait <= 0 || wait > time.Minute {
 			wait = time.Minute
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
+		sleep(ctx, wait, nil)
 	}
 }
 

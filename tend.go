@@ -23,14 +23,8 @@ const (
 // run looks after keys until ctx ends.
 func (i *Idempotency) run(ctx context.Context) error {
 	for {
-		wait := i.tend(ctx)
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-i.wake:
-			timer.Stop()
-		case <-ctx.Done():
-			timer.Stop()
+		sleep(ctx, i.tend(ctx), i.wake)
+		if ctx.Err() != nil {
 			return nil
 		}
 	}

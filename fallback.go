@@ -288,10 +288,7 @@ func bodyKey(data []byte) []byte {
 	if !bytes.ContainsAny(data[:min(len(data), 1)], "{[ \t\r\n") {
 		return data // it has no members
 	}
-	if same, err := canonical.JSON(data); err == nil {
-		return same
-	}
-	return data
+	return canonical.Body(data)
 }
 
 func (f *Fallback) cacheable(c *Call) bool {

@@ -232,7 +232,7 @@ func fingerprint(t *trip, req *http.Request) string {
 		b = appendPart(b, part)
 	}
 	data, whole := t.payload.Bytes()
-	b = appendPart(b, canonicalBody(data))
+	b = appendPart(b, canonical.Body(data))
 	if !whole {
 		b = appendPart(b, uuid.NewString()) // what is not at hand cannot be compared: it is like no other
 	}
@@ -241,15 +241,4 @@ func fingerprint(t *trip, req *http.Request) string {
 	}
 	sum := sha256.Sum256(b)
 	return "f1:" + hex.EncodeToString(sum[:])
-}
-
-// canonicalBody makes equal documents equal: JSON in any order of members, everything else byte for byte.
-func canonicalBody(b []byte) []byte {
-	if len(b) == 0 {
-		return nil
-	}
-	if c, err := canonical.JSON(b); err == nil {
-		return c
-	}
-	return b
 }

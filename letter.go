@@ -205,12 +205,12 @@ func (l *Letter) clone() Letter {
 // strip takes credentials out of a letter whose header is its own, and notes that there were some.
 func (l *Letter) strip() {
 	for name := range l.Header {
-		canonical := http.CanonicalHeaderKey(name)
-		if slices.Contains(credentialHeaders[:], canonical) {
+		known := http.CanonicalHeaderKey(name)
+		if slices.Contains(credentialHeaders[:], known) {
 			l.NeedsAuth = true
 			delete(l.Header, name)
 		}
-		if slices.Contains(keyHeaders[:], canonical) {
+		if slices.Contains(keyHeaders[:], known) {
 			delete(l.Header, name) // the key travels in the context
 		}
 	}
@@ -230,7 +230,7 @@ func (l *Letter) sameWrite(other Letter, whole bool) bool {
 	other.Header = nil
 	other.strip() // as l is
 	return whole && l.Operation == other.Operation && l.Method == other.Method && l.URL == other.URL && l.host() == other.host() &&
-		sameBody(l.Body, other.Body)
+		(bytes.Equal(l.Body, other.Body) || bytes.Equal(canonical.Body(l.Body), canonical.Body(other.Body)))
 }
 
 // host is what the request says whom it is for, where one address serves many.
@@ -239,15 +239,6 @@ func (l *Letter) host() string {
 		return u.Host
 	}
 	return l.Host
-}
-
-func sameBody(a, b []byte) bool {
-	if bytes.Equal(a, b) {
-		return true
-	}
-	x, errX := canonical.JSON(a)
-	y, errY := canonical.JSON(b)
-	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 // clearedBy reports whether the news end a doubt of the letter.

@@ -29,6 +29,14 @@ func JSON(data []byte) ([]byte, error) {
 	return p.document()
 }
 
+// Body is JSON for what may be no JSON, or none with one clear meaning: that comes back as it is.
+func Body(data []byte) []byte {
+	if same, err := JSON(data); err == nil {
+		return same
+	}
+	return data
+}
+
 // Marshal returns the canonical form of what [json.Marshal] makes of v, so that a struct and a map with the same JSON are
 // the same. Unlike json.Marshal, it refuses strings that are not UTF-8, which would come out alike. An escaped U+FFFD in a
 // json.RawMessage inside v is refused with them, because it looks the same.

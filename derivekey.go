@@ -3,7 +3,6 @@ package resilience
 import (
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,18 +55,13 @@ func DeriveKey(operation string, params any, scope ...string) (string, error) {
 	}
 	// Changing a byte of this makes every running program ring twice for what it has done already. Each part goes with
 	// its length before it, so that no two lists of parts are the same bytes.
-	h := sha256.New()
-	part := func(b []byte) {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(b))))
-		h.Write(b)
-	}
-	part([]byte("resilience.DeriveKey/1"))
-	part([]byte(operation))
-	part(doc)
+	b := appendPart(appendPart(nil, "resilience.DeriveKey/1"), operation)
+	b = appendPart(b, doc)
 	for _, s := range scope {
-		part([]byte(s))
+		b = appendPart(b, s)
 	}
-	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
+	sum := sha256.Sum256(b)
+	return base64.RawURLEncoding.EncodeToString(sum[:]), nil
 }
 
 func canonicalParams(params any) ([]byte, error) {

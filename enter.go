@@ -205,6 +205,9 @@ func methodOf(req *http.Request) string {
 	return req.Method
 }
 
+// credentialHeaders say who asks: no letter holds them, and no answer is kept for another one's.
+var credentialHeaders = [...]string{"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key"}
+
 // net/http's transport sends a POST again by itself when one of these is set, so they must never go down. A key that a
 // caller put there is taken as the key of the call.
 var keyHeaders = [...]string{"Idempotency-Key", "X-Idempotency-Key"}

@@ -85,15 +85,11 @@ func (c FallbackConfig) ages(wrong *faults) (fresh, stale, maxAge time.Duration)
 	return fresh, max(fresh, stale), maxAge
 }
 
-// keyedHeaders are part of every key: credentials, so that nobody is served what belongs to another, and what commonly
-// shapes an answer.
-var keyedHeaders = [...]string{
-	"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key",
-	"Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Origin", "Range",
-}
+// shapingHeaders commonly change an answer, and so are part of every key, as the credentials are.
+var shapingHeaders = [...]string{"Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Origin", "Range"}
 
 func (c FallbackConfig) headers(wrong *faults) []string {
-	names := slices.Clone(keyedHeaders[:])
+	names := slices.Concat(credentialHeaders[:], shapingHeaders[:])
 	for _, name := range c.Vary {
 		if name == "" || name == "*" || strings.ContainsAny(name, " ,:\t\r\n") {
 			wrong.add("Vary", "a list of header names", strconv.Quote(name))

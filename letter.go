@@ -189,9 +189,6 @@ var ErrNoLetter = errors.New("no such letter")
 // ErrLetterBusy: a redrive, or a call with the same key, is at the letter now. Try again when it is over.
 var ErrLetterBusy = errors.New("letter is being redriven")
 
-// credentialHeaders never enter a letter.
-var credentialHeaders = [...]string{"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key"}
-
 // clone shares nothing with l.
 func (l *Letter) clone() Letter {
 	c := *l

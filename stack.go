@@ -42,17 +42,16 @@ type Stack struct {
 	Bulkhead    *Bulkhead
 	Breaker     *Breaker
 
-	describe func(*http.Request) Call
-	entry    entry // by which requests come in
-	health   *Health
-	work     leg           // the road of Do
-	workReq  *http.Request // what every call of it looks like; never changed
-	epoch    time.Time
-	closing  chan struct{}
-	calls    callCount
-	running  atomic.Bool
-	latency  latencies
-	account  account
+	entry   entry // by which requests come in
+	health  *Health
+	work    leg           // the road of Do
+	workReq *http.Request // what every call of it looks like; never changed
+	epoch   time.Time
+	closing chan struct{}
+	calls   callCount
+	running atomic.Bool
+	latency latencies
+	account account
 
 	mu   sync.Mutex
 	own  []*http.Transport // made for Wrap(nil)
@@ -62,7 +61,7 @@ type Stack struct {
 // New makes a stack. Its error names every field of the config that is wrong, of all layers at once. New starts nothing:
 // background work (redriving letters, settling keys in doubt, probing, sweeping) is done by Run.
 func New(cfg Config) (*Stack, error) {
-	s := &Stack{describe: cfg.Describe, workReq: workRequest(), epoch: time.Now(), closing: make(chan struct{})}
+	s := &Stack{workReq: workRequest(), epoch: time.Now(), closing: make(chan struct{})}
 	s.calls.empty = make(chan struct{})
 	var errs [8]error
 	s.Fallback, errs[0] = layer(cfg.Fallback.Off, cfg.Fallback, NewFallback)
@@ -174,7 +173,7 @@ func (tr *stackTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	s := tr.stack
 	if s.inside(req.Context()) {
 		// A request that is made while a call of this stack is served is part of that call: it needs no second slot.
-		return enter(req, tr.base, entry{stack: s, describe: s.describe})
+		return enter(req, tr.base, entry{stack: s, describe: s.entry.describe})
 	}
 	return s.admit(req, tr.top)
 }
@@ -235,9 +234,9 @@ func (s *Stack) wire(cfg Config) {
 		s.Fallback.closing = s.closing
 	}
 	s.wireKeys()
-	s.wireHealth(cfg)
+	s.wireHealth()
 	s.work = timed{s.lay(workLeg{}), s}
-	s.entry = entry{stack: s, describe: s.describe}
+	s.entry = entry{stack: s, describe: cfg.Describe}
 	if s.Timeout != nil {
 		s.entry.maxBody, s.entry.budget = s.Timeout.cfg.MaxRequestBytes, s.Timeout.budgetOf
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // wireHealth has every layer that is there report what it knows anyway.
-func (s *Stack) wireHealth(cfg Config) {
+func (s *Stack) wireHealth() {
 	h := s.health
 	if s.Fallback != nil {
 		h.watch("fallback", s.checkFallback)
@@ -28,7 +28,7 @@ func (s *Stack) wireHealth(cfg Config) {
 		h.watch("bulkhead", s.checkSlots)
 	}
 	if s.Breaker != nil {
-		h.watch("circuit", func(context.Context) []CheckResult { return s.checkCircuit(cfg.Breaker) })
+		h.watch("circuit", s.checkCircuit)
 	}
 	if s.Idempotency != nil || s.DLQ != nil {
 		h.watch("run", s.checkRun)
@@ -118,13 +118,13 @@ func (s *Stack) checkSlots(context.Context) []CheckResult {
 // maxCircuitsShown bounds what is said of circuits that a key names, when everything is down.
 const maxCircuitsShown = 20
 
-func (s *Stack) checkCircuit(cfg BreakerConfig) []CheckResult {
-	st := s.Breaker.Stats()
+func (s *Stack) checkCircuit(context.Context) []CheckResult {
+	cfg, st := &s.Breaker.config, s.Breaker.Stats()
 	rate := reading("failure rate", 100*st.FailureRate, "%")
 	if st.FailureRate < 0 {
 		rate = CheckResult{Measure: "failure rate", State: "unknown", Message: "too few calls to know", Time: rate.Time}
 	}
-	rate.Limit = 100 * or(cfg.FailureRate, 0.5)
+	rate.Limit = 100 * cfg.FailureRate
 	named := s.Breaker.notClosed(maxCircuitsShown)
 	results := append(make([]CheckResult, 0, 2+len(named)), circuitReading("", st, cfg.MetricsOnly), rate)
 	for _, key := range named {

@@ -200,7 +200,7 @@ func (g *Gate) newMachine() *gobreaker.TwoStepCircuitBreaker[struct{}] {
 		IsExcluded:  func(err error) bool { return err == errIgnored }, //nolint:errorlint // our own, bare
 		OnStateChange: func(_ string, _, to gobreaker.State) {
 			if m == g.machine {
-				g.moved(states[to], g.last)
+				g.moved(states[to])
 			}
 		},
 	})
@@ -383,7 +383,7 @@ func (g *Gate) giveUp(now time.Duration) {
 	}
 	g.at, g.last = limit, Result{Cause: "abandoned"}
 	g.machine, g.spare = g.spare, nil
-	g.moved(Open, g.last)
+	g.moved(Open)
 }
 
 func (g *Gate) overdue(now time.Duration) (limit time.Duration, overdue bool) {
@@ -395,7 +395,7 @@ func (g *Gate) overdue(now time.Duration) (limit time.Duration, overdue bool) {
 }
 
 // moved follows the machine.
-func (g *Gate) moved(to State, last Result) {
+func (g *Gate) moved(to State) {
 	from := g.state
 	g.state = to
 	g.generation++
@@ -406,8 +406,8 @@ func (g *Gate) moved(to State, last Result) {
 		if from == HalfOpen {
 			g.trip = window.Counts{}
 		}
-		g.open(last)
-		change.Last, change.Counts, change.For = last, g.trip, g.openUntil-g.openedAt
+		g.open()
+		change.Last, change.Counts, change.For = g.last, g.trip, g.openUntil-g.openedAt
 	case HalfOpen:
 		g.shut.Store(nil)
 		g.changes.HalfOpened++
@@ -420,10 +420,10 @@ func (g *Gate) moved(to State, last Result) {
 	g.tell(change)
 }
 
-func (g *Gate) open(last Result) {
+func (g *Gate) open() {
 	g.changes.Opened++
 	g.openedAt, g.openUntil = g.at, saturate(g.at, g.next)
-	g.refusal = g.cfg.Refusal(g.key, last)
+	g.refusal = g.cfg.Refusal(g.key, g.last)
 	g.shut.Store(&shut{until: g.openUntil, err: g.refusal})
 	g.noticed = true
 }

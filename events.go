@@ -77,6 +77,8 @@ const (
 	EventLetterParked   EventKind = "letter.parked"         // given up: a person has to look
 	EventLetterDeleted  EventKind = "letter.deleted"        // by hand; Cause is the reason given
 	EventRedrivePaused  EventKind = "letter.redrive_paused" // nothing can be sent now
+	// EventLetterUnwritten: the store of the letters did not take a change of a letter, or its removal; it is tried again.
+	EventLetterUnwritten EventKind = "letter.unwritten"
 
 	EventHealthChanged EventKind = "health.changed" // From one status To another
 	EventEventsDropped EventKind = "events.dropped" // Count events, because listeners were slow

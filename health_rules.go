@@ -13,14 +13,6 @@ import (
 // The rules by which numbers become a status. They are plain functions of plain values, so that stack.go, which alone knows
 // the layers, reads them off a layer and hands them in. Each returns the status and, where there is something to say, why.
 
-// unwrittenStatus judges changes of letters that are not in their store. A few are on their way; many mean that it takes none.
-func unwrittenStatus(n int) (Status, string) {
-	if n > 100 {
-		return Degraded, "the store of letters does not keep up: what changed since would be lost with the process"
-	}
-	return Healthy, ""
-}
-
 // layerReadings names what [HealthRule] lists, so that a rule for a reading that does not exist is found.
 var layerReadings = map[string][]string{
 	"api":      {"responseTime"},
@@ -245,6 +237,14 @@ func letterStatus(letters, warn, parked, room int) (Status, string) {
 		return Degraded, fmt.Sprintf("%d letters, more than %d", letters, warn)
 	case parked > 0:
 		return Healthy, fmt.Sprintf("%d parked: redrive has given them up", parked)
+	}
+	return Healthy, ""
+}
+
+// unwrittenStatus judges changes of letters that are not in their store. A few are on their way; many mean that it takes none.
+func unwrittenStatus(n int) (Status, string) {
+	if n > 100 {
+		return Degraded, "the store of letters does not keep up: what changed since would be lost with the process"
 	}
 	return Healthy, ""
 }

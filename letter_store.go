@@ -38,9 +38,6 @@ type LetterStore interface {
 	Load(ctx context.Context, each func(Letter) error) error
 }
 
-// EventLetterUnwritten: the store of the letters did not take a change of a letter, or its removal; it is tried again.
-const EventLetterUnwritten EventKind = "letter.unwritten"
-
 const (
 	letterWriters     = 32               // writes under way at a time; a store can make one sync of them
 	letterWriteLimit  = 5 * time.Second  // for one write, and for the patience of whoever waits for one

@@ -244,7 +244,7 @@ func NewDLQ(cfg DLQConfig) (*DLQ, error) {
 	return d, nil
 }
 
-// Wrap parks writes that fail below it. Put it outside of retries, so that only a final failure becomes a letter.
+// Wrap makes letters of writes that fail below it. Put it outside of retries, so that only a final failure becomes a letter.
 func (d *DLQ) Wrap(next http.RoundTripper) http.RoundTripper {
 	if d == nil {
 		return legOf(next)

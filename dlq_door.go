@@ -124,7 +124,7 @@ func (d *DLQ) succeeded(t *trip, held holding, status int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if t.key != "" {
-		// Also one that another call with this key parked meanwhile.
+		// Also one that the failure of another call with this key made meanwhile.
 		s := d.box.ofKey(t.key)
 		if s != nil && (s.token == 0 || s == held.slot && s.token == held.token) && !s.letter.outlives(status) {
 			d.ack(s, "answered", status)
@@ -143,7 +143,7 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 		if p := d.merge(held, f, callersOwn(ctx, a)); p.slot != nil {
 			_, _ = d.secure(ctx, p) // it is the queue's in any case
 			discard(a.resp)
-			return nil, d.refusal(t, p.letter, f)
+			return nil, d.parkedBecause(t, p.letter, f)
 		}
 	}
 	if !d.wants(ctx, t, a) {
@@ -161,7 +161,7 @@ func (d *DLQ) failed(ctx context.Context, t *trip, req *http.Request, held holdi
 	switch {
 	case err == nil:
 		discard(a.resp)
-		return nil, d.refusal(t, kept, f)
+		return nil, d.parkedBecause(t, kept, f)
 	case a.err == nil:
 		return a.resp, nil // a settled outcome is a response; that no letter was made is counted and reported
 	}
@@ -189,7 +189,8 @@ func (d *DLQ) admitFor(ctx context.Context, l Letter, road leg, decided func(str
 	return kept, nil
 }
 
-func (d *DLQ) refusal(t *trip, l *Letter, f failure) *Error {
+// parkedBecause is parkedError for a write that the queue has taken just now, and why it failed.
+func (d *DLQ) parkedBecause(t *trip, l *Letter, f failure) *Error {
 	e := d.parkedError(t, l, f.err)
 	e.StatusCode = f.status
 	if f.doubt && !InDoubt(e) {
@@ -207,8 +208,8 @@ func callersOwn(ctx context.Context, a answer) bool {
 	return isRefusal(a.err) || NotSent(a.err) || !byTime(ctx)
 }
 
-// neverParked are failures that a redrive cannot help, or that are the caller's to know.
-var neverParked = []error{
+// neverKept are failures that a redrive cannot help, or that are the caller's to know.
+var neverKept = []error{
 	ErrClosed, ErrKeyReused, ErrBadKey, ErrStore, ErrStoreFull, ErrDisputed, ErrParked, ErrLettersFull, body.ErrSpent,
 }
 
@@ -217,7 +218,7 @@ func (d *DLQ) wants(ctx context.Context, t *trip, a answer) bool {
 	if t.key == "" || !t.named && !d.cfg.KeepUnnamed || t.deserted() || callersOwn(ctx, a) {
 		return false
 	}
-	for _, never := range neverParked {
+	for _, never := range neverKept {
 		if errors.Is(a.err, never) {
 			return false
 		}

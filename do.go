@@ -16,7 +16,7 @@ import (
 // only after an error that [MarkNotSent] made, and any other error of it leaves the key in doubt.
 //
 // Answers are kept as JSON of T, for replays, shared executions and the fallback cache; call.Params, which must encode as
-// JSON, tells one call from another. A failed write is parked only if DLQ.Handle knows the operation. fn runs under a
+// JSON, tells one call from another. A failed write becomes a letter only if DLQ.Handle knows the operation. fn runs under a
 // context that ends at the attempt's limit, on a goroutine of its own so that one that ignores its context does not hold the
 // caller, unless TimeoutConfig.Cooperative says that none does; a panic or Goexit of fn reaches the caller. A call through s
 // inside of fn, with fn's context, is part of this one: it takes no second slot.

@@ -34,7 +34,7 @@ func mayHaveChanged(resp *http.Response, err error) bool {
 }
 
 // notYet names the refusals that a letter outlives: they say nothing against its request. Whoever took such a letter over,
-// or shared a redrive of it, leaves it to the queue, for the one who parked it was told that the queue will send it.
+// or shared a redrive of it, leaves it to the queue, for its caller was told that the queue will send it.
 func notYet(status int) bool {
 	switch status {
 	case http.StatusTooManyRequests, http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden:

@@ -218,16 +218,19 @@ func (i *Idempotency) mayResend(rec Record) bool {
 	return ok && age >= 0 && age < honorsKey(h, rec.Operation) // a clock that went back tells no age
 }
 
-func (i *Idempotency) claimRequest(f *flight) claimRequest {
-	lease := 5 * time.Second
+// lease is until when a flight may go on with its key.
+func (i *Idempotency) lease(f *flight) time.Time {
+	left := i.attemptLimit(f.trip.call)
 	if deadline, ok := f.deadline(); ok {
-		lease += max(0, time.Until(deadline))
-	} else {
-		lease += i.attemptLimit(f.trip.call)
+		left = max(0, time.Until(deadline))
 	}
+	return i.store.Now().Add(left + 5*time.Second)
+}
+
+func (i *Idempotency) claimRequest(f *flight) claimRequest {
 	c := i.identity()
 	c.fingerprint, c.operation, c.resource = f.print, f.trip.call.Operation, f.trip.call.Resource
-	c.lease, c.pinned = i.store.Now().Add(lease), f.named && i.isPinned()(f.id)
+	c.lease, c.pinned = i.lease(f), f.named && i.isPinned()(f.id)
 	return c
 }
 
@@ -311,7 +314,7 @@ func (i *Idempotency) giveBack(f *flight) {
 	if f.rec.State != KeyClaimed {
 		return
 	}
-	i.counts.refused.Add(1)
+	i.counts.givenBack.Add(1)
 	e := keyEvent{kind: eventRelease, token: f.token, keep: i.retention(f.named)}
 	ctx, cancel := lasting(f.ctx)
 	defer cancel()

@@ -162,10 +162,10 @@ type Idempotency struct {
 }
 
 type idempotencyCounts struct {
-	executed, replayed, joined, inFlight, reused, refused, inDoubt, disputed, storeErrors atomic.Uint64
-	resent, assumed                                                                       atomic.Uint64
-	lookups, found, lookupErrors                                                          atomic.Uint64
-	flights                                                                               atomic.Int64
+	executed, replayed, joined, inFlight, reused, givenBack, inDoubt, disputed, storeErrors atomic.Uint64
+	resent, assumed                                                                         atomic.Uint64
+	lookups, found, lookupErrors                                                            atomic.Uint64
+	flights                                                                                 atomic.Int64
 }
 
 // NewIdempotency checks the config; its error names every field that is wrong.

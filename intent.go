@@ -56,14 +56,14 @@ func (i *Idempotency) intent(ctx context.Context, t *trip, req *http.Request, ne
 	return i.conclude(f, rec.Epoch, resp, err)
 }
 
-// sendContext has no deadline: past the intent the attempt's own limit counts, not how long anybody waits.
-type sendContext struct{ context.Context }
+// openEnded has no deadline: past the intent the attempt's own limit counts, not how long anybody waits.
+type openEnded struct{ context.Context }
 
-func (sendContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (openEnded) Deadline() (time.Time, bool) { return time.Time{}, false }
 
 // sendContext is the context of one send. Where no layer below limits attempts, the flight limits itself.
 func (i *Idempotency) sendContext(f *flight) (context.Context, context.CancelFunc) {
-	ctx := sendContext{f.ctx}
+	ctx := openEnded{f.ctx}
 	if i.limitOf != nil {
 		return ctx, func() {}
 	}
@@ -193,7 +193,7 @@ func (i *Idempotency) late(f *flight, epoch uint64, r result) {
 	if r.panicked || r.exited {
 		return // in doubt already
 	}
-	i.settleDetached(f, epoch, i.classify(f.trip.call.Operation, r.resp, r.err))
+	i.record(f, Record{}, epoch, i.classify(f.trip.call.Operation, r.resp, r.err))
 	discard(r.resp)
 }
 
@@ -290,14 +290,10 @@ func (i *Idempotency) settle(f *flight, epoch uint64, a answerReceipt) Record {
 	return f.rec
 }
 
-func (i *Idempotency) settleDetached(f *flight, epoch uint64, a answerReceipt) {
-	i.record(f, Record{}, epoch, a)
-}
-
-// record writes what became of a send. If the store fails, this process remembers, and Run repeats the write.
+// record writes what became of a send; from is the record as the flight knows it, zero off its goroutine. If the store fails, this process remembers, and Run repeats the write.
 func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerReceipt) Record {
 	a.epoch = epoch
-	a.lease = i.claimRequest(f).lease
+	a.lease = i.lease(f)
 	// Whoever was told that the outcome is in doubt has the key, named or not, and will come back with it.
 	e := keyEvent{kind: eventAnswer, token: f.token, answer: a, keep: i.retention(f.named || from.ID == "" || f.isTold())}
 	ctx, cancel := lasting(f.ctx)

@@ -394,10 +394,7 @@ func expireKey(r Record, e keyEvent) (Record, error) {
 
 func evidenceKey(r Record, e keyEvent) (Record, error) {
 	ids := foundIDs(e.evidence)
-	if r.State == KeyFree {
-		return r, errConflict
-	}
-	if len(ids) == 0 { // proves nothing
+	if r.State == KeyFree || len(ids) == 0 { // which proves nothing
 		return r, errConflict
 	}
 	if len(ids) > 1 || r.State == KeyNotApplied || r.State == KeyDisputed {

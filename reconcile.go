@@ -324,7 +324,7 @@ func (i *Idempotency) Stats() IdempotencyStats {
 	c := &i.counts
 	return IdempotencyStats{
 		Executed: c.executed.Load(), Replayed: c.replayed.Load(), Joined: c.joined.Load(), InFlight: c.inFlight.Load(),
-		Reused: c.reused.Load(), GivenBack: c.refused.Load(), InDoubt: c.inDoubt.Load(), Disputed: c.disputed.Load(),
+		Reused: c.reused.Load(), GivenBack: c.givenBack.Load(), InDoubt: c.inDoubt.Load(), Disputed: c.disputed.Load(),
 		StoreErrors: c.storeErrors.Load(), Unwritten: len(i.unwritten.ids()), Lookups: c.lookups.Load(),
 		Resent: c.resent.Load(), Assumed: c.assumed.Load(),
 		Found: c.found.Load(), LookupErrors: c.lookupErrors.Load(), Flights: int(c.flights.Load()),

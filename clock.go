@@ -78,6 +78,14 @@ func sleep(ctx context.Context, wait time.Duration, wake <-chan struct{}) {
 
 const maxDuration time.Duration = 1<<63 - 1
 
+// doubled is base doubled n times, at most ceiling.
+func doubled(base, ceiling time.Duration, n int) time.Duration {
+	if base < ceiling>>n {
+		return base << n
+	}
+	return ceiling
+}
+
 // saturate adds two durations that are not negative.
 func saturate(a, b time.Duration) time.Duration {
 	if sum := a + b; sum >= 0 {

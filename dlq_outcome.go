@@ -209,11 +209,7 @@ func hopeless(err error) bool {
 
 // backoff is a random delay after n failures, up to Base doubled n times, at most Cap.
 func (d *DLQ) backoff(n int) time.Duration {
-	top := d.cfg.Cap
-	if n < 32 && d.cfg.Base < top>>n {
-		top = d.cfg.Base << n
-	}
-	return 1 + rand.N(top) //nolint:gosec // it spreads load, it guards nothing
+	return 1 + rand.N(doubled(d.cfg.Base, d.cfg.Cap, n)) //nolint:gosec // it spreads load, it guards nothing
 }
 
 // panicError is a function of the user's that panicked, or called runtime.Goexit.

@@ -98,17 +98,17 @@ func (r *Retry) Wrap(next http.RoundTripper) http.RoundTripper {
 	if r == nil {
 		return next
 	}
-	return newDoor(next, r.travel)
+	return newDoor(next, r.pass)
 }
 
-func (r *Retry) travel(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
+func (r *Retry) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	r.calls.Add(1)
 	r.budget.deposit()
 	arrived := false // an earlier attempt may have had its effect
 	var resp *http.Response
 	var err error
 	for n := 1; ; n++ {
-		admitted, refusal := r.pass(t, ctx)
+		admitted, refusal := r.waitAtGate(t, ctx)
 		if refusal != nil {
 			if n > 1 && errors.Is(refusal, ErrThrottled) {
 				return resp, withoutProof(err, arrived) // the answer that closed the gate says it best
@@ -283,11 +283,7 @@ func (r *Retry) mayRetry(t *trip, ctx context.Context, v judgment, n int, err er
 }
 
 func (r *Retry) backoff(n int) time.Duration {
-	ceiling := r.cfg.Cap
-	if shift := n - 1; shift < 30 && r.cfg.Base < r.cfg.Cap>>shift {
-		ceiling = r.cfg.Base << shift
-	}
-	return time.Duration(rand.Int64N(int64(ceiling) + 1)) //nolint:gosec // jitter needs no secret
+	return time.Duration(rand.Int64N(int64(doubled(r.cfg.Base, r.cfg.Cap, n-1)) + 1)) //nolint:gosec // jitter needs no secret
 }
 
 // sleep waits without a slot.
@@ -321,8 +317,8 @@ func (r *Retry) throttle(t *trip, after time.Duration, n int, admitted uint64) {
 	r.events.emit(Event{Kind: EventThrottled, Operation: t.call.Operation, Attempt: n, Duration: after})
 }
 
-// pass waits at the gate of the operation, where there is one.
-func (r *Retry) pass(t *trip, ctx context.Context) (admitted uint64, refusal error) {
+// waitAtGate returns when the gate of the operation, where there is one, lets an attempt begin.
+func (r *Retry) waitAtGate(t *trip, ctx context.Context) (admitted uint64, refusal error) {
 	for {
 		admitted = r.gates.closings.Load()
 		if !r.gates.open.Load() {

@@ -197,7 +197,7 @@ func (b *Breaker) Wrap(next http.RoundTripper) http.RoundTripper {
 }
 
 func (b *Breaker) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
-	gate := b.gate(&t.call)
+	gate := b.gate(b.keyOf(&t.call))
 	if wait, err := gate.Refuse(); err != nil {
 		return nil, refusedAt(t.call.Operation, wait, err)
 	}
@@ -251,7 +251,7 @@ func (b *Breaker) Allow() (done func(Outcome), err error) {
 	if b == nil {
 		return func(Outcome) {}, nil
 	}
-	gate := b.own()
+	gate := b.gate(b.key)
 	if wait, err := gate.Refuse(); err != nil {
 		return nil, refusedAt(b.key, wait, err)
 	}
@@ -284,7 +284,7 @@ func (b *Breaker) State() BreakerState {
 	if b == nil {
 		return BreakerClosed
 	}
-	return BreakerState(b.peek().State())
+	return BreakerState(b.peek(b.key).State())
 }
 
 // ForceOpen refuses every call until ForceClose or Reset. On the breaker itself it goes to all circuits, those that are
@@ -305,7 +305,7 @@ func (b *Breaker) byHand(do func(*circuit.Gate)) {
 		do(b.shared)
 		b.keyed.Each(do)
 	default:
-		do(b.own())
+		do(b.gate(b.key))
 	}
 }
 
@@ -318,30 +318,23 @@ func (b *Breaker) Circuit(key string) *Breaker {
 	return &Breaker{breakerParts: b.breakerParts, key: key}
 }
 
-// own is the gate that this breaker or handle is for.
-func (b *Breaker) own() *circuit.Gate {
-	if b.key == "" {
+// gate is the circuit of a key, "" for the shared one.
+func (b *Breaker) gate(key string) *circuit.Gate {
+	if key == "" {
 		return b.shared
 	}
-	return b.keyed.Get(b.key)
+	return b.keyed.Get(key)
 }
 
-// peek is own for those who only look: it makes no circuit, and does not count as use of one.
-func (b *Breaker) peek() *circuit.Gate {
-	if b.key == "" {
+// peek is gate for those who only look: it makes no circuit, and does not count as use of one.
+func (b *Breaker) peek(key string) *circuit.Gate {
+	if key == "" {
 		return b.shared
 	}
-	return b.keyed.Peek(b.key)
+	return b.keyed.Peek(key)
 }
 
-// gate is the gate for a call. A handle has one for all calls.
-func (b *Breaker) gate(c *Call) *circuit.Gate {
-	if key := b.keyOf(c); key != "" {
-		return b.keyed.Get(key)
-	}
-	return b.shared
-}
-
+// keyOf names the circuit for a call. A handle has one for all calls.
 func (b *Breaker) keyOf(c *Call) string {
 	if !b.all || b.keyed == nil {
 		return b.key
@@ -361,11 +354,7 @@ func (b *Breaker) safeKey(c *Call) (key string) {
 
 // refusal is the error that the call would be refused with if it came now; nil: it would be admitted.
 func (b *Breaker) refusal(c Call) error {
-	gate := b.shared
-	if key := b.keyOf(&c); key != "" {
-		gate = b.keyed.Peek(key)
-	}
-	if wait, err := gate.Refusing(); err != nil {
+	if wait, err := b.peek(b.keyOf(&c)).Refusing(); err != nil {
 		return refusedAt(c.Operation, wait, err)
 	}
 	return nil
@@ -407,7 +396,7 @@ func (b *Breaker) Stats() BreakerStats {
 	if b == nil {
 		return BreakerStats{FailureRate: -1, SlowRate: -1, Share: 1}
 	}
-	v := b.peek().View()
+	v := b.peek(b.key).View()
 	s := BreakerStats{
 		State: BreakerState(v.State), Forced: v.Forced,
 		Window: countsOf(v.Window), LastTrip: countsOf(v.Trip), FailureRate: -1, SlowRate: -1,

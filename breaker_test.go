@@ -391,7 +391,7 @@ func TestB13_OurBudgetIsAFailure(t *testing.T) {
 func TestB13_AFlightGivenUpByTimeCountsOnce(t *testing.T) {
 	// The flight reports like this when its last caller gives up; its own end must not count again.
 	b := newTestBreaker(t, BreakerConfig{})
-	gate := b.own()
+	gate := b.gate(b.key)
 	ticket, _, err := gate.Enter()
 	require.NoError(t, err)
 	tr := &trip{call: Call{Operation: "ring"}, flight: &flight{}}

@@ -21,7 +21,7 @@ import (
 func dlqRun(t *testing.T, d *DLQ) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = d.run(ctx) }()
+	go func() { defer close(done); d.run(ctx) }()
 	return func() { cancel(); <-done }
 }
 

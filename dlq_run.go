@@ -10,7 +10,7 @@ import (
 
 // run redrives letters as they fall due, until ctx ends or the queue is closed. It then waits for the redrives that it
 // started, whose context is ctx. Nothing runs while nothing is due.
-func (d *DLQ) run(ctx context.Context) error {
+func (d *DLQ) run(ctx context.Context) {
 	var redrives sync.WaitGroup
 	defer redrives.Wait()
 	paused := false
@@ -27,11 +27,10 @@ func (d *DLQ) run(ctx context.Context) error {
 			}
 		}
 		if step.closed {
-			return nil
+			return
 		}
 		sleep(ctx, step.wait(), changed)
 	}
-	return context.Cause(ctx)
 }
 
 // runStep is what the runner does next: redrive, or sleep until one of the times that are set.

@@ -235,7 +235,7 @@ func drive(t testing.TB, d *DLQ, long time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), long)
 	defer cancel()
-	_ = d.run(ctx)
+	d.run(ctx)
 	synctest.Wait() // for callbacks
 }
 

@@ -274,7 +274,7 @@ func TestIdempotency_AbsenceIsAssumedOnlyByChoice(t *testing.T) {
 		i := newIdem(t, IdempotencyConfig{Reconcile: f, AssumeAbsentAfter: 20 * time.Minute})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go i.run(ctx) //nolint:errcheck // ends with the test
+		go i.run(ctx)
 		p := &phone{answer: lostAnswer}
 		rt := i.Wrap(p)
 		_, err := dial(t.Context(), t, rt, "k", dialBody)

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // The life of a [Stack]: what runs in the background, which calls are under way, and how it all ends.
@@ -21,31 +19,23 @@ func (s *Stack) Run(ctx context.Context) error {
 	defer s.running.Store(false)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
+	var work sync.WaitGroup
+	work.Go(func() {
 		select {
 		case <-s.closing:
 			cancel(ErrClosed)
 		case <-ctx.Done():
 		}
-		return nil
 	})
 	if s.Idempotency != nil {
-		g.Go(func() error { return s.Idempotency.run(ctx) })
+		work.Go(func() { s.Idempotency.run(ctx) })
 	}
 	if s.DLQ != nil {
-		g.Go(func() error { return ignoreEnd(ctx, s.DLQ.run(ctx)) })
+		work.Go(func() { s.DLQ.run(ctx) })
 	}
-	g.Go(func() error { s.tend(ctx); return nil })
-	return g.Wait()
-}
-
-// ignoreEnd: that its context ended is no failure of background work.
-func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
+	work.Go(func() { s.tend(ctx) })
+	work.Wait()
+	return nil
 }
 
 // tend keeps the probe fresh and the cache small.

@@ -21,11 +21,11 @@ const (
 )
 
 // run looks after keys until ctx ends.
-func (i *Idempotency) run(ctx context.Context) error {
+func (i *Idempotency) run(ctx context.Context) {
 	for {
 		sleep(ctx, i.tend(ctx), i.wake)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 	}
 }

@@ -117,7 +117,7 @@ func (i *Idempotency) intend(f *flight) (Record, error) {
 		i.counts.resent.Add(1)
 	}
 	// Past the commit no leaving waiter ends the flight, so that their deadline would end nothing, either.
-	ctx, cancel := context.WithTimeout(sendContext{f.ctx}, storePatience)
+	ctx, cancel := context.WithTimeout(openEnded{f.ctx}, storePatience)
 	defer cancel()
 	rec, err := i.advance(ctx, f.rec, e)
 	switch {

@@ -36,21 +36,10 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	if err == nil {
 		code = resp.StatusCode
 	}
-	if code != 0 && code < http.StatusInternalServerError && !d.outlives(held, code) {
-		d.succeeded(t, held, code)
+	if code != 0 && code < http.StatusInternalServerError && d.answered(t, held, code) {
 		return resp, err
 	}
 	return d.failed(ctx, t, req, held, answer{resp, err})
-}
-
-// outlives reports whether a letter that a call has taken over goes back to the queue with the answer.
-func (d *DLQ) outlives(held holding, status int) bool {
-	if held.slot == nil || notYet(status) {
-		return held.slot != nil
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.holdsLease(held.slot, held.token) && held.slot.letter.outlives(status)
 }
 
 // answer is how an exchange ended.
@@ -119,21 +108,28 @@ func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
 	return e
 }
 
-// succeeded settles what letters a write that worked leaves behind.
-func (d *DLQ) succeeded(t *trip, held holding, status int) {
+// answered settles what letters an answer leaves behind. It is false, and changes nothing, where the letter that the call has
+// taken over outlives the answer and goes back to the queue with it.
+func (d *DLQ) answered(t *trip, held holding, status int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	mine := d.holdsLease(held.slot, held.token)
+	if mine && held.slot.letter.outlives(status) {
+		return false
+	}
+	worked := status/100 == 2
 	if t.key != "" {
-		// Also one that the failure of another call with this key made meanwhile.
+		// Also one that the failure of another call with this key made meanwhile, and a redrive may be at: it has happened.
 		s := d.box.ofKey(t.key)
-		if s != nil && (s.token == 0 || s == held.slot && s.token == held.token) && !s.letter.outlives(status) {
+		if s != nil && (worked || (mine || s.token == 0) && !s.letter.outlives(status)) {
 			d.ack(s, "answered", status)
 			t.owned("")
 		}
 	}
-	if status/100 == 2 {
+	if worked {
 		d.supersede(t.call.Resource, held.changes, held.began)
 	}
+	return true
 }
 
 // failed gives a write that did not work to the queue, or leaves it with its caller.

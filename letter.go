@@ -244,8 +244,10 @@ func (l *Letter) clearedBy(news keyNews) bool {
 }
 
 // outlives reports whether the letter stays when a call with its key gets an answer: a refusal says nothing about what
-// another process sent.
-func (l *Letter) outlives(status int) bool { return !l.DoubtSince.IsZero() && status/100 != 2 }
+// another process sent, and some say nothing at all.
+func (l *Letter) outlives(status int) bool {
+	return notYet(status) || !l.DoubtSince.IsZero() && status/100 != 2
+}
 
 // setDoubt says whether the letter is in doubt, and since which import; without doubt there is no such time.
 func (l *Letter) setDoubt(doubt bool, since time.Time) {

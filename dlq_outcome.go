@@ -201,10 +201,13 @@ func judgeError(ctx context.Context, f failure) letterVerdict {
 }
 
 func hopeless(err error) bool {
+	return errors.Is(err, ErrPoison) || errors.Is(err, ErrKeyReused) || errors.Is(err, ErrBadKey) || undecodable(err)
+}
+
+func undecodable(err error) bool {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
-	return errors.Is(err, ErrPoison) || errors.Is(err, ErrKeyReused) || errors.Is(err, ErrBadKey) ||
-		errors.As(err, &syntax) || errors.As(err, &kind)
+	return errors.As(err, &syntax) || errors.As(err, &kind)
 }
 
 // backoff is a random delay after n failures, up to Base doubled n times, at most Cap.

@@ -147,6 +147,7 @@ func (d *DLQ) redrive(ls *lease) RedriveResult {
 func (d *DLQ) finish(ls *lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.counters.Redriven++
 	d.running[ls.token](nil)
 	delete(d.running, ls.token)
 	d.wake()
@@ -177,7 +178,6 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 	s, enough := ls.slot, d.cfg.Attempts >= 0 && ls.letter.Attempts >= d.cfg.Attempts
 	switch {
 	case verdict == keyDone:
-		d.counters.Redriven++
 		d.found(s)
 		return RedriveResult{Status: RedriveDone, LetterID: ls.letter.ID}, true
 	case verdict == keyNotApplied && !enough:
@@ -185,11 +185,10 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 		ls.letter = s.letter
 		return result, false
 	}
-	d.counters.Redriven++
 	s.token = 0
 	if verdict == keyNotApplied {
 		d.park(s, "attempts", func(l *Letter) { l.setDoubt(false, time.Time{}); l.Redrives++ })
-		result.Status = RedriveParked
+		result.Status, result.Err = RedriveParked, errors.New("dlq: the write has not happened, and no attempt is left")
 		return result, true
 	}
 	d.postpone(s, 0, func(l *Letter) { l.Redrives++ })
@@ -242,9 +241,9 @@ func (d *DLQ) try(ls *lease) (letterVerdict, failure) {
 	var stopped *notTried
 	switch {
 	case errors.As(err, &stopped):
-		return stopped.verdict, failure{cause: stopped.cause, err: err, refused: true}
+		return stopped.verdict, failure{cause: stopped.cause, err: err}
 	case err != nil && !sent: // Authorize panicked
-		return letterPaused, failure{cause: "authorize", err: err, refused: true}
+		return letterPaused, failure{cause: "authorize", err: err}
 	case err != nil:
 		a = answer{err: err}
 	}
@@ -333,7 +332,6 @@ func (d *DLQ) send(req *http.Request, ls *lease) (*http.Response, error) {
 func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure) RedriveResult {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.counters.Redriven++
 	if !d.holdsLease(ls.slot, ls.token) {
 		return d.goneElsewhere(ls)
 	}
@@ -355,12 +353,12 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure) RedriveResult {
 		d.attemptFailed(s, f)
 		result.Status = RedriveFailed
 	case letterPoison:
-		d.park(s, poisonReason(f), func(l *Letter) { spend(l, f) })
+		d.park(s, poisonReason(f), func(l *Letter) { d.spend(l, f); l.InDoubt = l.InDoubt || f.mayHaveBeen() })
 	case letterDisputed:
-		d.park(s, "disputed", func(l *Letter) { spend(l, f); l.InDoubt = true })
+		d.park(s, "disputed", func(l *Letter) { d.spend(l, f); l.InDoubt = true })
 	case letterDoubt:
 		s.waits = 0
-		d.postpone(s, f.after, func(l *Letter) { spend(l, f); l.InDoubt = true })
+		d.postpone(s, f.after, func(l *Letter) { d.spend(l, f); l.InDoubt = true })
 		result.Status = RedriveInDoubt
 	case letterPaused:
 		d.pause(s, f)
@@ -380,20 +378,20 @@ func (d *DLQ) conclude(ls *lease, v letterVerdict, f failure) RedriveResult {
 
 // attemptFailed spends an attempt; the last one parks the letter.
 func (d *DLQ) attemptFailed(s *letterSlot, f failure) {
-	d.counters.Failed++
 	s.waits = 0
 	if n := s.letter.Attempts + 1; d.cfg.Attempts >= 0 && n >= d.cfg.Attempts {
-		d.park(s, "attempts", func(l *Letter) { spend(l, f) })
+		d.park(s, "attempts", func(l *Letter) { d.spend(l, f) })
 		return
 	}
 	d.box.change(s, func(l *Letter) {
-		spend(l, f)
+		d.spend(l, f)
 		l.Next = l.Last.Add(max(d.backoff(l.Attempts), f.after))
 	})
 }
 
 // spend notes a failed attempt.
-func spend(l *Letter, f failure) {
+func (d *DLQ) spend(l *Letter, f failure) {
+	d.counters.Failed++
 	l.Attempts++
 	l.Redrives++
 	l.note(f.attempt(time.Now()))
@@ -407,6 +405,11 @@ func (d *DLQ) pause(s *letterSlot, f failure) {
 		l.Cause, l.Detail, l.StatusCode = f.cause, f.detail, f.status
 	})
 	d.tell(EventRedrivePaused, s.letter, f.cause)
+}
+
+// mayHaveBeen reports whether work that will never succeed may have: it failed at decoding, and that may have been its answer.
+func (f failure) mayHaveBeen() bool {
+	return f.doubt && undecodable(f.err) && !errors.Is(f.err, ErrPoison)
 }
 
 func poisonReason(f failure) string {

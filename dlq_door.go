@@ -189,9 +189,6 @@ func (d *DLQ) admitFor(ctx context.Context, l Letter, road leg, decided func(str
 func (d *DLQ) parkedBecause(t *trip, l *Letter, f failure) *Error {
 	e := d.parkedError(t, l, f.err)
 	e.StatusCode = f.status
-	if f.doubt && !InDoubt(e) {
-		e.Err = errors.Join(e.Err, ErrInDoubt)
-	}
 	return e
 }
 
@@ -226,8 +223,8 @@ func (d *DLQ) wants(ctx context.Context, t *trip, a answer) bool {
 		return true
 	}
 	keep := false
-	err := d.guard(t.call.Operation, func() error { keep = d.cfg.Keep(t.call); return nil })
-	return err == nil && keep
+	_ = d.guard(t.call.Operation, func() error { keep = d.cfg.Keep(t.call); return nil })
+	return keep
 }
 
 // letterOf makes the letter of a failed call; ok is false when its body is not at hand.

@@ -169,7 +169,7 @@ func (d *DLQ) delete(id, reason string) (seq uint64, err error) {
 	d.box.remove(s)
 	d.counters.Deleted++
 	d.tell(EventLetterDeleted, s.letter, or(reason, "deleted"))
-	d.roomCame()
+	d.callNext()
 	return s.noted, nil
 }
 

@@ -126,8 +126,8 @@ func (d *DLQ) place(l *Letter, road leg) (placed, error) {
 	l.Superseded = l.Superseded || late
 	s := d.box.expect(l, road)
 	s.arrival.late = late
-	if d.journal == nil && !d.land(s, l.Cause) {
-		return placed{}, errNoRoom
+	if d.journal == nil {
+		d.land(s, l.Cause) // nothing has taken its room meanwhile
 	}
 	return placed{s, l, s.noted}, nil
 }
@@ -157,7 +157,7 @@ func (d *DLQ) withdraw(s *letterSlot) {
 	s.withdrawn = true
 	d.box.remove(s)
 	d.journal.giveUp(s.letter.ID)
-	d.roomCame()
+	d.callNext()
 }
 
 // fits reports whether n letters of so many bytes have room. Removals that the store did not take need room too, or they
@@ -254,6 +254,7 @@ func (d *DLQ) nextInLine() {
 	d.callNext()
 }
 
+// callNext lets the first of those who wait for room try.
 func (d *DLQ) callNext() {
 	if len(d.blocked) > 0 {
 		close(d.blocked[0])
@@ -375,19 +376,13 @@ func (d *DLQ) ack(s *letterSlot, cause string, status int) {
 	l := *s.letter
 	l.StatusCode = status
 	d.tell(EventLetterDone, &l, cause)
-	d.roomCame()
+	d.callNext()
 }
 
 // found removes a letter whose write was found to have happened: older ones of its resource must not undo it.
 func (d *DLQ) found(s *letterSlot) {
 	d.ack(s, "settled", 0)
 	d.supersede(s.letter.Call.Resource, s.parts, s.letter.First)
-}
-
-// roomCame lets the first of those who wait for room try.
-func (d *DLQ) roomCame() {
-	d.callNext()
-	d.wake()
 }
 
 // park gives a letter up and reports it.

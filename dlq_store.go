@@ -10,7 +10,7 @@ import (
 // newJournal makes the journal of a queue that has a store.
 func (d *DLQ) newJournal() *letterJournal {
 	return &letterJournal{
-		mu: &d.mu, write: d.writeLetter, fault: d.writeFailed, wake: d.wake, freed: d.roomCame, entries: map[string]*journalEntry{},
+		mu: &d.mu, write: d.writeLetter, fault: d.writeFailed, wake: d.wake, freed: d.callNext, entries: map[string]*journalEntry{},
 	}
 }
 

@@ -198,7 +198,7 @@ func callersOwn(ctx context.Context, a answer) bool {
 	if a.err == nil || ctx.Err() == nil || outOfBudget(ctx) {
 		return false
 	}
-	return isRefusal(a.err) || NotSent(a.err) || !byTime(ctx)
+	return NotSent(a.err) || !byTime(ctx)
 }
 
 // neverKept are failures that a redrive cannot help, or that are the caller's to know.

@@ -225,3 +225,23 @@ func TestOneOwner_AnExportDuringATakeOverIsInDoubt(t *testing.T) {
 		require.False(t, dlqOnly(t, d).InDoubt)
 	})
 }
+
+// A refusal of a call that began before answers the letter of its key, too, unless a redrive is at that: what it hears counts.
+func TestOneOwner_ARefusalSettlesTheLetterThatNobodyIsAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, leased := range []bool{false, true} {
+			d := mustDLQ(t, DLQConfig{})
+			w, first := heldBack(dlqError(errDLQRefused))
+			rt := d.Wrap(w)
+			done := calling(t.Context(), rt, http.MethodPost, "k")
+			_, err := dlqCall(t.Context(), rt, http.MethodPost, "k")
+			require.ErrorIs(t, err, ErrParked)
+			if leased {
+				d.box.lease(d.box.ofKey("k"))
+			}
+			first <- answersWith(http.StatusNotFound)
+			require.NoError(t, (<-done).err)
+			require.Equal(t, leased, d.holds("k"))
+		}
+	})
+}

@@ -274,3 +274,41 @@ func TestD12_APauseLastsAsLongAsItIsSaid(t *testing.T) {
 		require.Equal(t, []string{"open"}, h.of(t, d, EventRedrivePaused))
 	})
 }
+
+// A bound that is not set is none, whatever the policy for the other one.
+func TestD10_OneBoundAlone(t *testing.T) {
+	for name, bounds := range map[string]DLQConfig{
+		"letters": {MaxLetters: 1, MaxBytes: -1}, "bytes": {MaxLetters: -1, MaxBytes: 4 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dropping := bounds
+			dropping.Overflow, dropping.OnDrop = OverflowDropOldest, func(Letter) {}
+			d := mustDLQ(t, dropping)
+			for _, id := range []string{"oldest", "old", "new"} {
+				require.NoError(t, d.Add(Letter{ID: id, Operation: "op"}))
+			}
+			require.Equal(t, "new", dlqOnly(t, d).ID)
+			require.EqualValues(t, 2, d.Stats().Dropped)
+			synctest.Test(t, func(t *testing.T) {
+				blocking := bounds
+				blocking.Overflow = OverflowBlock
+				d := mustDLQ(t, blocking)
+				dlqFill(t, d, 1)
+				done := calling(t.Context(), d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)}), http.MethodPut, "k")
+				require.Equal(t, 1, d.Stats().Blocked)
+				require.NoError(t, d.Delete("fill-0", ""))
+				require.ErrorIs(t, (<-done).err, ErrParked)
+			})
+		})
+	}
+}
+
+// Without a bound on attempts the failures of callers count, and the delay grows with them.
+func TestD05_FailuresOfCallersCountWithoutABound(t *testing.T) {
+	d, _, rt := dlqParked(t, DLQConfig{Attempts: -1})
+	for range 7 {
+		_, err := dlqCall(WithCall(t.Context(), Call{Operation: "op"}), rt, http.MethodPost, "k")
+		require.ErrorIs(t, err, ErrParked)
+	}
+	require.Equal(t, 7, dlqOnly(t, d).Attempts)
+}

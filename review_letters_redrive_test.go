@@ -159,21 +159,41 @@ func TestD05_OnceWorkWhoseAnswerDoesNotDecodeIsInDoubt(t *testing.T) {
 
 // Of two words of a function the one that keeps from doing it twice counts; that it can never succeed is the user's to say.
 func TestD05_InDoubtWinsOverPoison(t *testing.T) {
-	for _, c := range []struct {
+	var v int
+	undecodable := json.Unmarshal([]byte("<html>"), &v)
+	for name, c := range map[string]struct {
 		err     error
+		effect  Effect
 		want    RedriveStatus
 		inDoubt bool
 	}{
-		{errors.Join(ErrPoison, ErrInDoubt), RedriveInDoubt, true},
-		{ErrPoison, RedriveParked, false},
-		{ErrBadKey, RedriveParked, false},
+		"both":                      {errors.Join(ErrPoison, ErrInDoubt), EffectOnce, RedriveInDoubt, true},
+		"poison":                    {ErrPoison, EffectOnce, RedriveParked, false},
+		"poison, for what it reads": {errors.Join(ErrPoison, undecodable), EffectOnce, RedriveParked, false},
+		"no key":                    {ErrBadKey, EffectOnce, RedriveParked, false},
+		"may be repeated":           {undecodable, EffectIdempotent, RedriveParked, false},
+		"nothing is known of it":    {undecodable, EffectUnset, RedriveParked, false},
 	} {
-		d := mustDLQ(t, DLQConfig{})
-		d.Handle("op", func(context.Context, Letter) error { return c.err })
-		require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: EffectOnce}, Next: time.Now()}))
-		require.Equal(t, c.want, d.Redrive(t.Context()).Status)
-		require.Equal(t, c.inDoubt, dlqOnly(t, d).InDoubt)
+		t.Run(name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{})
+			d.Handle("op", func(context.Context, Letter) error { return c.err })
+			require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: c.effect}, Next: time.Now()}))
+			require.Equal(t, c.want, d.Redrive(t.Context()).Status)
+			require.Equal(t, c.inDoubt, dlqOnly(t, d).InDoubt)
+		})
 	}
+}
+
+// A doubt that an import brings while a redrive is under way stays, also where that one is refused for good.
+func TestD16_ADoubtOutlivesTheRefusalOfARedrive(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	_ = d.Wrap(&dlqWorld{answer: func(n int, req *http.Request) (*http.Response, error) {
+		require.NoError(t, d.Import(fileOf(t, Letter{ID: "there", Key: "k", InDoubt: true})))
+		return dlqStatus(422)(n, req)
+	}})
+	require.NoError(t, d.Add(Letter{Method: http.MethodPost, URL: "http://h/", Key: "k", Next: time.Now()}))
+	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+	require.True(t, dlqOnly(t, d).InDoubt)
 }
 
 type manyErrors []error

@@ -312,3 +312,53 @@ func TestD05_FailuresOfCallersCountWithoutABound(t *testing.T) {
 	}
 	require.Equal(t, 7, dlqOnly(t, d).Attempts)
 }
+
+// A letter that its caller gave an expiry is requeued until that has passed, and keeps it.
+func TestD13_RequeueingKeepsTheExpiryOfTheCaller(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	end := time.Now().Add(time.Minute)
+	require.NoError(t, d.Add(Letter{ID: "id", Operation: "op", NotAfter: end}))
+	require.NoError(t, d.Requeue("id"))
+	require.True(t, end.Equal(dlqOnly(t, d).Expires))
+}
+
+// RequeueAll counts what it has requeued, and no other.
+func TestDLQ_RequeueAllCountsWhatItDid(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	for _, l := range []Letter{{ID: "a"}, {ID: "b", Redacted: true}, {ID: "c"}} {
+		l.Operation, l.Parked, l.ParkedReason = "op", true, "attempts"
+		require.NoError(t, d.Add(l))
+	}
+	require.NoError(t, d.Add(Letter{Operation: "op", Parked: false}))
+	require.Equal(t, 2, d.RequeueAll())
+	require.Equal(t, 1, d.Stats().Parked)
+}
+
+// fullDisk takes so many bytes.
+type fullDisk int
+
+func (f *fullDisk) Write(p []byte) (int, error) {
+	n := min(len(p), int(*f))
+	*f -= fullDisk(n)
+	if n < len(p) {
+		return n, errShelf
+	}
+	return n, nil
+}
+
+// An export that did not get onto the disk whole is none, at whichever byte that was.
+func TestD16_AnExportThatDoesNotFitOntoTheDiskIsAnError(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	for range 3 {
+		require.NoError(t, d.Add(Letter{Operation: "op", Body: make([]byte, 5<<10)}))
+	}
+	whole := len(export(t, d))
+	for room := 0; room < whole; room += 1 + min(1000, whole-room-2) {
+		disk := fullDisk(room)
+		require.ErrorIs(t, d.Export(&disk), errShelf, "%d of %d bytes", room, whole)
+		if room == whole-1 {
+			return
+		}
+	}
+	t.Fatal("the last byte was never tried")
+}

@@ -13,7 +13,8 @@ import (
 // Handle has letters of one operation redriven by fn, instead of by sending their request; the letter's key and expiry are
 // in its context, at bulk priority, so a call that fn makes through the same stack belongs to the letter. An error counts
 // as a failed attempt. An error that is [ErrInDoubt] has the letter looked up from then on, and so does, for a letter
-// whose effect is EffectOnce, every error that is not [NotSent]; one that is [ErrPoison] parks it. A panic is a failure.
+// whose effect is EffectOnce, every error that is not [NotSent]; one that is [ErrPoison] parks it, and so does an error of
+// encoding/json at decoding: a letter whose effect is EffectOnce is then in doubt as well. A panic is a failure.
 // fn must end when its context does. nil takes the function away. Register before the first call and before Run.
 //
 // Have fn make its call through the same stack ([Do], or a client of its), with the context it gets: then the key knows of it.

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -259,12 +260,14 @@ func TestD12_APauseLastsAsLongAsItIsSaid(t *testing.T) {
 		var h letterEvents
 		d, w, _ := dlqParked(t, DLQConfig{OnEvent: h.listen})
 		w.set(dlqStatus(200))
-		asked, open := 0, true
-		d.paused = func() (bool, time.Duration) { asked++; return open, 10 * time.Minute }
+		var asked atomic.Int32
+		var open atomic.Bool
+		open.Store(true)
+		d.paused = func() (bool, time.Duration) { asked.Add(1); return open.Load(), 10 * time.Minute }
 		stop := dlqRun(t, d)
 		time.Sleep(9 * time.Minute)
-		require.Equal(t, 1, asked)
-		open = false
+		require.EqualValues(t, 1, asked.Load())
+		open.Store(false)
 		time.Sleep(5 * time.Minute)
 		require.Zero(t, d.Len())
 		require.NoError(t, d.Add(Letter{Method: http.MethodPut, URL: "http://h/", Next: time.Now()}))

@@ -55,14 +55,19 @@ func TestDLQ_EveryRedriveIsToldAndCounted(t *testing.T) {
 		why     error
 		event   string
 	}{
-		"done":                 {answer: dlqStatus(200), want: RedriveDone, event: "done"},
-		"failed":               {answer: dlqError(errDLQRefused), want: RedriveFailed, why: errDLQRefused, event: "transport"},
-		"in doubt":             {answer: dlqError(os.ErrClosed), letter: Letter{Method: http.MethodPost}, want: RedriveInDoubt, why: os.ErrClosed, event: "transport"},
-		"poison":               {answer: dlqStatus(422), want: RedriveParked, event: "poison"},
-		"disputed":             {answer: dlqError(ErrDisputed), want: RedriveParked, why: ErrDisputed, event: "disputed"},
-		"the last attempt":     {answer: dlqStatus(503), letter: Letter{Attempts: 4}, want: RedriveParked, event: "status"},
-		"paused":               {answer: dlqStatus(429), want: RedrivePaused, event: "throttled"},
-		"not authorized":       {cfg: DLQConfig{Authorize: func(context.Context, Letter, *http.Request) error { return missing }}, want: RedrivePaused, why: missing, event: "authorize"},
+		"done":   {answer: dlqStatus(200), want: RedriveDone, event: "done"},
+		"failed": {answer: dlqError(errDLQRefused), want: RedriveFailed, why: errDLQRefused, event: "transport"},
+		"in doubt": {
+			answer: dlqError(os.ErrClosed), letter: Letter{Method: http.MethodPost}, want: RedriveInDoubt, why: os.ErrClosed, event: "transport",
+		},
+		"poison":           {answer: dlqStatus(422), want: RedriveParked, event: "poison"},
+		"disputed":         {answer: dlqError(ErrDisputed), want: RedriveParked, why: ErrDisputed, event: "disputed"},
+		"the last attempt": {answer: dlqStatus(503), letter: Letter{Attempts: 4}, want: RedriveParked, event: "status"},
+		"paused":           {answer: dlqStatus(429), want: RedrivePaused, event: "throttled"},
+		"not authorized": {
+			cfg:  DLQConfig{Authorize: func(context.Context, Letter, *http.Request) error { return missing }},
+			want: RedrivePaused, why: missing, event: "authorize",
+		},
 		"nothing to send":      {letter: Letter{Operation: "unknown"}, want: RedriveParked, event: "unknown-operation"},
 		"looked up: done":      {letter: Letter{InDoubt: true}, verdict: keyDone, want: RedriveDone},
 		"looked up: unknown":   {letter: Letter{InDoubt: true}, verdict: keyUnknown, want: RedriveInDoubt, why: ErrInDoubt, event: "in-doubt"},

@@ -158,9 +158,9 @@ func (c *DLQConfig) maxAge(operation string) time.Duration { return or(c.MaxAges
 // A write that may have taken effect (in doubt) is looked up, never sent again.
 //
 // Without DLQConfig.Store letters are in memory: they survive a restart only through Export, after Stack.Close, and Import.
-// With one, a caller is told ErrParked when the letter is in the store, and not before; where it does not get there in time (5 s, or the
-// caller's time if that is shorter, but not less than 1 s) nothing is kept, and the write stays with its caller, as with a
-// queue that is full. Every later change is written behind: attempts, doubt, due times, parking and removal. What the store
+// With one, a caller is told ErrParked when the letter is in the store, and not before. A letter that does not get there in
+// time is not kept, and the write stays with its caller, as with a queue that is full. In time is within 5 s, or within the
+// time that the caller has, if that is less, but at least 1 s. Every later change is written behind: attempts, doubt, due times, parking and removal. What the store
 // does not take is counted, reported and tried again by Stack.Run and once more by Close. So after a crash every letter is
 // there whose caller was told so, as it was a moment before at worst: an attempt may be made again, and a letter whose
 // removal was not written yet comes back, and so may one that the store took after its caller was told that it did not.

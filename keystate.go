@@ -37,12 +37,12 @@ type Record struct {
 	Version     uint64
 	State       KeyState
 	Operation   string
-	Resource    string // what the call changes, see Call
-	Fingerprint string // hash of the request that the key belongs to
-	Owner       string // the process that claimed it
-	Token       string // proves who may go on; a new one for each claim
-	Epoch       uint64 // counts claims and proofs; it only grows
-	Lease       time.Time
+	Resource    string    // what the call changes, see Call
+	Fingerprint string    // hash of the request that the key belongs to
+	Owner       string    // the process that claimed it
+	Token       string    // proves who may go on; a new one for each claim
+	Epoch       uint64    // counts claims and proofs; it only grows
+	Lease       time.Time // until when its owner may go on; nobody else does before, unless it cannot be alive
 	// Doubts counts requests that may have been written and were not disproven.
 	Doubts int
 	// Sends counts requests in all.

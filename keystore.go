@@ -6,7 +6,6 @@ import (
 	"errors"
 	"hash/maphash"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,8 +16,8 @@ import (
 
 // KeyStore keeps one [Record] for each idempotency key. The promises of [Idempotency] are as good as its store: a
 // durable store keeps them over a restart, a shared one between processes. An implementation must pass the suite in
-// package storetest. All methods must be safe for concurrent use, and end when their context does: what has to be recorded
-// though its caller may have left gets five seconds, and a store that takes longer has failed ([ErrStore]).
+// package storetest. All methods must be safe for concurrent use, and end when their context does. A write that must be
+// made even if its caller has left gets a context of five seconds; a store that takes longer has failed ([ErrStore]).
 type KeyStore interface {
 	// Load returns the record with this id, which may be any string but the empty one. A key without a record is no
 	// error: the zero Record comes back, with Version 0.
@@ -43,6 +42,7 @@ type KeyStore interface {
 	// Now is the clock by which leases and retention are judged: the store's own where several machines share it.
 	Now() time.Time
 
+	// Capabilities says what the store promises. It is asked often, and must always say the same.
 	Capabilities() Capabilities
 }
 
@@ -233,7 +233,7 @@ func (s *MemoryStore) Unsettled(_ context.Context, cursor string, limit int) ([]
 		}
 		sh.mu.Unlock()
 	}
-	sort.Slice(found, func(i, j int) bool { return strings.Compare(found[i].ID, found[j].ID) < 0 })
+	slices.SortFunc(found, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
 	if limit > 0 && len(found) > limit {
 		return found[:limit], found[limit-1].ID, nil
 	}

@@ -58,8 +58,8 @@ type Letter struct {
 	Redrives int
 	// First is when the first try began, Last when the last one ended, Next when the next is due.
 	First, Last, Next time.Time
-	// Expires is when redriving ends: MaxAge, or that of its operation, after First (or after the last requeue), or NotAfter if that is earlier.
-	// Zero: never. Add takes it as NotAfter where that is zero.
+	// Expires is when redriving ends: DLQConfig.MaxAge, or that of the operation, after First or after the last requeue; at
+	// NotAfter if that is earlier. Zero: never. Add takes it as NotAfter where that is zero.
 	Expires time.Time
 	// NotAfter is what [WithExpiry] said; requeueing does not move it. Zero: nothing.
 	NotAfter time.Time

@@ -87,10 +87,10 @@ type Priority uint8
 
 // The priorities. The zero value means normal.
 const (
-	PriorityUnset Priority = iota
-	PriorityNormal
-	PriorityCritical
-	PriorityBulk
+	PriorityUnset    Priority = iota
+	PriorityNormal            // the ordinary tier
+	PriorityCritical          // the most urgent one: somebody waits
+	PriorityBulk              // the least urgent one: what may as well happen later; redrives and look-ups run in it
 )
 
 // String returns "unset", "normal", "critical" or "bulk".
@@ -101,10 +101,10 @@ type Class uint8
 
 // The classes. The zero value means request.
 const (
-	ClassUnset Class = iota
-	ClassRequest
-	ClassUpload
-	ClassLongPoll
+	ClassUnset    Class = iota
+	ClassRequest        // TimeoutConfig.Request, 30 s by default
+	ClassUpload         // TimeoutConfig.Upload, 120 s by default
+	ClassLongPoll       // TimeoutConfig.LongPoll, 300 s by default
 )
 
 // String returns "unset", "request", "upload" or "long-poll".
@@ -166,7 +166,7 @@ func WithBudget(ctx context.Context, d time.Duration) context.Context {
 // key are one: the first is executed, the others share or replay its outcome. The key is trimmed; it must then have 1 to
 // 255 bytes and no control characters, or the call is refused with [ErrBadKey] before anything is sent. Use a key that
 // another try of the same intent will find again, and a new one for a new intent. It must hold no personal data: the text
-// of [ErrInDoubt] shows it, and Retell is sent it.
+// of [ErrInDoubt] shows it, and an API that knows idempotency keys is sent it.
 //
 // An Idempotency-Key or X-Idempotency-Key header of a request names its key too, where this function does not. Every layer
 // takes it off, to whatever host the request goes: for it net/http's transport would repeat a POST by itself. Where the API
@@ -263,9 +263,9 @@ var (
 	// ErrBadKey: the key named for the call is empty, too long, or has control characters. Nothing was sent.
 	ErrBadKey = errors.New("bad idempotency key")
 	// ErrInDoubt: the request may have taken effect and nobody knows. It is not sent again until the outcome is known.
-	// Error.Key is the key to look it up with; never submit it again under another key. Under the same one that does no harm:
-	// it ends in the answer once that is known, and until then in this error, with the time to the next look-up, if one is
-	// planned, as Error.RetryAfter.
+	// Error.Key is the key to look it up with. Never submit the write again under another key. To submit it under the same
+	// key does no harm: once the outcome is known, that returns the answer; until then it returns this error, and
+	// Error.RetryAfter is the time to the next look-up (0: none is planned).
 	ErrInDoubt = errors.New("outcome in doubt")
 	// ErrDisputed: two different results are known for one key; Error.CallIDs names them. A person has to look.
 	ErrDisputed = errors.New("outcome disputed")
@@ -288,9 +288,11 @@ var (
 )
 
 // Error is what a layer says when it ends a call. The layers put no key (except under [ErrInDoubt]), no URL, no body and no
-// phone number into its text. An error of a transport of yours, or of a function given to [Do], is repeated in it, without
-// the URL of a *url.Error. Read it with [errors.As]; http.Client puts a *url.Error around it, which does not hide it, but
-// shows the URL with its query, and so a number in the path: unwrap it before you log it.
+// phone number into its text. The text of a transport's error, or of one from a function given to [Do], is part of it; only
+// the URL of a *url.Error is left out.
+//
+// Read it with [errors.As]. http.Client puts a *url.Error around it, and the text of that one shows the whole URL, numbers
+// in it included. Unwrap it before you log it.
 type Error struct {
 	// Layer that ended the call: "stack", "timeout", "fallback", "idempotency", "dlq", "retry", "bulkhead", "breaker".
 	Layer string

@@ -37,7 +37,7 @@ type Bulkhead struct {
 
 	mu        sync.Mutex
 	openings  uint64 // how often sendHome was called: a newcomer who asked before must ask again
-	book      slots.Book[claim]
+	book      slots.Book[waitingCall]
 	maxWait   time.Duration // 0: no bound
 	tallies   [3]tally
 	abandoned int

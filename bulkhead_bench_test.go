@@ -150,7 +150,7 @@ func BenchmarkBulkheadCancel(b *testing.B) {
 			for b.Loop() {
 				ws := make([]waiter, waiters)
 				for i := range ws {
-					ws[i] = waiter{Value: claim{trip: t}, Tier: tierOf(PriorityBulk)}
+					ws[i] = waiter{Value: waitingCall{trip: t}, Tier: tierOf(PriorityBulk)}
 					_ = bh.enqueue(&ws[i], 1)
 				}
 				for i := range ws {

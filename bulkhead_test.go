@@ -939,7 +939,7 @@ func TestTheWordOfOneWaitDoesNotReachTheNext(t *testing.T) {
 	require.NoError(t, b.leave(context.Background(), w, shedMaxWait))
 	b.reuse(w)
 	require.Empty(t, w.Value.decided)
-	require.Equal(t, claim{decided: w.Value.decided}, w.Value)
+	require.Equal(t, waitingCall{decided: w.Value.decided}, w.Value)
 }
 
 // The circuit answers, opens, and sends home those who wait before the one who asked stands in the queue.

@@ -37,10 +37,10 @@ type tally struct {
 	rejected, displaced, cancelled uint64
 }
 
-// claim is what one waiting call is after. Whoever takes it out of the book decides its fate, under the lock: the call
-// itself, or somebody else, who then sends a word. A claim serves one call after another, because what it is made of costs
+// waitingCall is a call in the book. Whoever takes it out of the book decides its fate, under the lock: the call
+// itself, or somebody else, who then sends a word. It serves one call after another, because what it is made of costs
 // more than the rest of a short wait; number tells them apart for who found it in the book and comes back for it.
-type claim struct {
+type waitingCall struct {
 	trip    *trip
 	queued  bool
 	number  uint64        // of the wait, guarded by the lock; 0: there is a slot for it
@@ -49,7 +49,7 @@ type claim struct {
 	err     error // why it was sent away
 }
 
-type waiter = slots.Waiter[claim]
+type waiter = slots.Waiter[waitingCall]
 
 // shed is why a call ended without a slot: the words of Event.Cause.
 type shed = string
@@ -169,7 +169,7 @@ func (b *Bulkhead) waiterOf(w *waiter, t *trip, tier slots.Tier) *waiter {
 	}
 	w, _ = b.spare.Get().(*waiter)
 	if w == nil {
-		w = &waiter{Value: claim{decided: make(chan struct{}, 1)}}
+		w = &waiter{Value: waitingCall{decided: make(chan struct{}, 1)}}
 	}
 	w.Value.trip, w.Tier, w.Since = t, tier, b.now()
 	return w
@@ -295,7 +295,7 @@ func (b *Bulkhead) ended(ctx context.Context) shed {
 }
 
 // reason is the error for a call that ends without a slot.
-func (c *claim) reason(ctx context.Context, why shed) error {
+func (c *waitingCall) reason(ctx context.Context, why shed) error {
 	switch why {
 	case shedTimeout, shedCanceled:
 		return c.trip.gone(ctx, "bulkhead")

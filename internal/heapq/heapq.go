@@ -68,14 +68,6 @@ func (q *Queue[T]) Remove(x T) bool {
 	return true
 }
 
-// Pop takes out the least item.
-func (q *Queue[T]) Pop() (x T, ok bool) {
-	if x, ok = q.Peek(); ok {
-		q.Remove(x)
-	}
-	return x, ok
-}
-
 // shrink gives memory back after a burst.
 func (q *Queue[T]) shrink() {
 	if c := cap(q.items); c > 1024 && len(q.items) < c/4 {

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -109,16 +111,8 @@ func (d *DLQ) redact(l *Letter) error {
 }
 
 func sameRequest(a, b *Letter) bool {
-	if a.Key != b.Key || a.Operation != b.Operation || a.Method != b.Method || a.URL != b.URL || a.Host != b.Host ||
-		len(a.Header) != len(b.Header) || !bytes.Equal(a.Body, b.Body) {
-		return false
-	}
-	for name, values := range a.Header {
-		if fmt.Sprintf("%q", values) != fmt.Sprintf("%q", b.Header[name]) {
-			return false
-		}
-	}
-	return true
+	return a.Key == b.Key && a.Operation == b.Operation && a.Method == b.Method && a.URL == b.URL && a.Host == b.Host &&
+		maps.EqualFunc(a.Header, b.Header, slices.Equal) && bytes.Equal(a.Body, b.Body)
 }
 
 // Import adds the letters of an export, with their attempts and due times; due ones are redriven in the order of the

@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
+
+	"github.com/retell-resilience/resilience/internal/retryafter"
 )
 
 // failure is why a write did not work, in words that hold no personal data.
@@ -35,8 +35,9 @@ func failureOf(a answer, effect Effect) failure {
 	once := effect == EffectOnce
 	if a.err == nil {
 		code := a.resp.StatusCode
+		after, _ := retryafter.Parse(a.resp.Header, time.Now())
 		return failure{
-			cause: "status", detail: fmt.Sprintf("status %d", code), status: code, after: letterRetryAfter(a.resp.Header),
+			cause: "status", detail: fmt.Sprintf("status %d", code), status: code, after: after,
 			doubt: once && doubtfulStatus(code),
 		}
 	}
@@ -52,7 +53,7 @@ func retryAfterOf(err error) (after time.Duration) {
 			after = max(after, ours.RetryAfter)
 		}
 	})
-	return min(after, maxLetterDelay)
+	return min(after, retryafter.Longest) // a function of the user's may say what it likes
 }
 
 // letterCauses are looked for in this order: what says most comes first.
@@ -101,31 +102,6 @@ func root(err error) error {
 		}
 		err = inner
 	}
-}
-
-// maxLetterDelay bounds what the other side may ask for; a letter without MaxAge would else be lost to a typing error.
-const maxLetterDelay = 24 * time.Hour
-
-// letterRetryAfter reads how long an answer asks to wait.
-func letterRetryAfter(h http.Header) time.Duration {
-	if ms, err := strconv.ParseFloat(strings.TrimSpace(h.Get("Retry-After-Ms")), 64); err == nil && ms > 0 {
-		return clampDelay(ms / 1000)
-	}
-	v := strings.TrimSpace(h.Get("Retry-After"))
-	if s, err := strconv.ParseFloat(v, 64); err == nil {
-		return clampDelay(s)
-	}
-	if at, err := http.ParseTime(v); err == nil {
-		return clampDelay(time.Until(at).Seconds())
-	}
-	return 0
-}
-
-func clampDelay(seconds float64) time.Duration {
-	if !(seconds > 0) { // NaN as well
-		return 0
-	}
-	return time.Duration(min(seconds, maxLetterDelay.Seconds()) * float64(time.Second))
 }
 
 // letterVerdict is what a redrive means for its letter.

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/retell-resilience/resilience/internal/retryafter"
 	"github.com/stretchr/testify/require"
 )
 
@@ -574,7 +575,7 @@ func TestDLQ_NoErrorPutsALetterOffForMoreThanADay(t *testing.T) {
 		rt := d.Wrap(&dlqWorld{answer: dlqError(&Error{Layer: "inner", RetryAfter: 1000 * time.Hour, Err: ErrThrottled})})
 		_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
 		require.ErrorIs(t, err, ErrParked)
-		require.Equal(t, maxLetterDelay, time.Until(dlqOnly(t, d).Next))
+		require.Equal(t, retryafter.Longest, time.Until(dlqOnly(t, d).Next))
 	})
 }
 

@@ -95,6 +95,7 @@ func TestPatternPage_ThreeQueues(t *testing.T) {
 			for range 20 {
 				wg.Go(func() { _, _ = fetch(WithPriority(t.Context(), p), t, rt) })
 			}
+			synctest.Wait() // the less urgent came first, and have taken every slot
 		}
 		time.Sleep(1500 * time.Millisecond) // the first slots have turned over
 		st = s.Bulkhead.Stats()

@@ -6,10 +6,10 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/retell-resilience/resilience/internal/retryafter"
 )
 
 // RetryConfig says how often and how soon a failed attempt is made again.
@@ -204,46 +204,11 @@ func (r *Retry) retryAfter(h http.Header, now time.Time) time.Duration {
 	if r.cfg.MaxRetryAfter < 0 {
 		return -1
 	}
-	after := parseRetryAfter(h, now)
-	if after < 0 {
+	after, ok := retryafter.Parse(h, now)
+	if !ok {
 		return -1
 	}
 	return min(after, r.cfg.MaxRetryAfter)
-}
-
-// parseRetryAfter understands retry-after-ms, and Retry-After as seconds (a fraction too) or as a date; -1: none.
-func parseRetryAfter(h http.Header, now time.Time) time.Duration {
-	if ms := h.Get("Retry-After-Ms"); ms != "" {
-		if d, ok := number(ms, time.Millisecond); ok {
-			return d
-		}
-	}
-	value := h.Get("Retry-After")
-	if value == "" {
-		return -1
-	}
-	if d, ok := number(value, time.Second); ok {
-		return d
-	}
-	at, err := http.ParseTime(value)
-	if err != nil {
-		return -1
-	}
-	return max(0, at.Sub(now))
-}
-
-func number(value string, unit time.Duration) (time.Duration, bool) {
-	if strings.Trim(value, "0123456789.eE+-") != "" { // ParseFloat knows more: hex, inf
-		return 0, false
-	}
-	f, err := strconv.ParseFloat(value, 64)
-	if err != nil || math.IsNaN(f) || f < 0 {
-		return 0, false
-	}
-	if f > float64(maxDuration)/float64(unit)/2 {
-		return maxDuration / 2, true
-	}
-	return time.Duration(f * float64(unit)), true
 }
 
 // mayRetry decides on the next attempt and draws the wait before it; -1: no further attempt. A throttled call waits at

@@ -265,19 +265,6 @@ func TestRetry_RetryAfterInAllForms(t *testing.T) {
 	})
 }
 
-func FuzzParseRetryAfter(f *testing.F) {
-	for _, s := range []string{"1", "-1", "1e400", "NaN", "Mon, 02 Jan 2006 15:04:05 GMT", "", "soon"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, name := range []string{"Retry-After", "Retry-After-Ms"} {
-			if d := parseRetryAfter(http.Header{name: {s}}, time.Now()); d < -1 {
-				t.Errorf("%q: %v", s, d)
-			}
-		}
-	})
-}
-
 func TestRetry_NeverSleepsPastTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rt, n := script(status(503, "Retry-After", "5"))
@@ -467,29 +454,6 @@ func TestRetry_TheBudgetIsABucket(t *testing.T) {
 			require.LessOrEqual(t, b.left(), capacity)
 		}
 	})
-}
-
-// Garbage
-func TestRetry_GarbageIsNoRetryAfter(t *testing.T) {
-	now := time.Now()
-	for _, s := range []string{"inf", "+Infinity", "0x1p4", "nan", "-5", "-0.5", "soon", "1,2", "1s"} {
-		require.Equal(t, time.Duration(-1), parseRetryAfter(http.Header{"Retry-After": {s}}, now), s)
-	}
-	at := now.Add(12 * time.Second).UTC().Truncate(time.Second)
-	for _, f := range []string{http.TimeFormat, "Monday, 02-Jan-06 15:04:05 GMT", time.ANSIC} {
-		require.Equal(t, at.Sub(now), parseRetryAfter(http.Header{"Retry-After": {at.Format(f)}}, now), f)
-	}
-}
-
-func TestRetry_DatesInAllThreeFormsAndGarbage(t *testing.T) {
-	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	at := now.Add(12 * time.Second)
-	for _, form := range []string{http.TimeFormat, "Monday, 02-Jan-06 15:04:05 GMT", time.ANSIC} {
-		require.Equal(t, 12*time.Second, parseRetryAfter(http.Header{"Retry-After": {at.Format(form)}}, now), form)
-	}
-	for _, s := range []string{"-5", "-0.5", "soon", "1,2", "1s", "NaN"} {
-		require.Equal(t, time.Duration(-1), parseRetryAfter(http.Header{"Retry-After": {s}}, now), s)
-	}
 }
 
 func TestRetry_NoRetryThatLeavesTooLittleTime(t *testing.T) {

@@ -260,15 +260,15 @@ func TestD05_HowLongALetterIsAskedToWait(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				for i, v := range c.header {
-					var min time.Duration
-					if n, _ := fmt.Sscanf(v, "at %d min", &min); n == 1 {
-						c.header[i] = time.Now().Add(min * time.Minute).UTC().Format(http.TimeFormat)
+					var minutes int
+					if n, _ := fmt.Sscanf(v, "at %d min", &minutes); n == 1 {
+						c.header[i] = time.Now().Add(time.Duration(minutes) * time.Minute).UTC().Format(http.TimeFormat)
 					}
 				}
 				d := mustDLQ(t, DLQConfig{MaxAge: -1, Base: 1, Cap: 1})
 				_, err := dlqCall(t.Context(), d.Wrap(&dlqWorld{answer: dlqStatus(503, c.header...)}), http.MethodPut, "k")
 				require.ErrorIs(t, err, ErrParked)
-				require.InDelta(t, c.want, dlqOnly(t, d).Next.Sub(time.Now()), float64(time.Second))
+				require.InDelta(t, c.want, time.Until(dlqOnly(t, d).Next), float64(time.Second))
 			})
 		})
 	}

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/internal/retryafter"
 )
 
 // What Retell said, for errors.Is. Errors of the layers (circuit open, in doubt, parked …) are those of package resilience.
@@ -39,7 +39,7 @@ type Error struct {
 	StatusCode int
 	// Message is what Retell said, or the start of a body that has no message. May hold personal data. At most 2 KiB.
 	Message string
-	// RetryAfter is how long Retell asks to wait. 0: it did not say.
+	// RetryAfter is how long Retell asks to wait, at most a day. 0: it did not say.
 	RetryAfter time.Duration
 
 	kinds []error
@@ -77,9 +77,10 @@ const maxMessage = 2 << 10
 
 // errorOf makes an error of an answer outside 2xx.
 func errorOf(c resilience.Call, r *route, status int, h http.Header, body []byte) *Error {
+	after, _ := retryafter.Parse(h, time.Now())
 	return &Error{
 		Operation: c.Operation, StatusCode: status, Message: messageOf(body),
-		RetryAfter: retryAfter(h, time.Now()), kinds: kindsOf(c, r, status),
+		RetryAfter: after, kinds: kindsOf(c, r, status),
 	}
 }
 
@@ -179,24 +180,6 @@ func capped(text string) string {
 		text = text[:maxMessage]
 	}
 	return strings.ToValidUTF8(text, "")
-}
-
-// retryAfter reads the three forms in which servers say how long to wait. Retell documents none.
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms > 0 && ms < 1e12 {
-		return time.Duration(ms * float64(time.Millisecond))
-	}
-	value := h.Get("Retry-After")
-	if s, err := strconv.ParseFloat(value, 64); err == nil {
-		if s > 0 && s < 1e9 {
-			return time.Duration(s * float64(time.Second))
-		}
-		return 0
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, at.Sub(now))
-	}
-	return 0
 }
 
 // withoutID is for a create whose answer has no id.

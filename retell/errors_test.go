@@ -67,23 +67,16 @@ func statusesAndDoubt(t *testing.T) {
 	require.False(t, resilience.InDoubt(err))
 }
 
-func TestRetryAfterInThreeForms(t *testing.T) {
-	now := time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
-	for _, c := range []struct {
-		name, value string
-		want        time.Duration
-	}{
-		{"Retry-After", "7", 7 * time.Second},
-		{"Retry-After", "Tue, 24 Nov 2026 09:00:09 GMT", 9 * time.Second},
-		{"Retry-After", "Tue, 24 Nov 2026 08:00:00 GMT", 0},
-		{"Retry-After-Ms", "1500", 1500 * time.Millisecond},
-		{"Retry-After", "-1", 0}, {"Retry-After", "soon", 0}, {"Retry-After", "1e300", 0}, {"Retry-After-Ms", "NaN", 0},
-	} {
-		require.Equal(t, c.want, retryAfter(http.Header{c.name: {c.value}}, now), c.value)
-	}
-	for _, unclear := range []string{"soon", "0", "-1", "1e12", "NaN", ""} {
-		h := http.Header{"Retry-After-Ms": {unclear}, "Retry-After": {"7"}}
-		require.Equal(t, 7*time.Second, retryAfter(h, now), unclear)
+func TestAnErrorSaysHowLongToWait(t *testing.T) {
+	for value, want := range map[string]time.Duration{"7": 7 * time.Second, "soon": 0, "1e300": 24 * time.Hour} {
+		_, err := bare(t, resilience.RoundTripFunc(func(*http.Request) (*http.Response, error) {
+			resp := response(429, `{}`)
+			resp.Header = http.Header{"Retry-After": {value}}
+			return resp, nil
+		})).Calls.Get(t.Context(), "call_1")
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, want, e.RetryAfter, value)
 	}
 }
 

@@ -72,3 +72,17 @@ func TestIdempotency_IdempotentWriteDeduplicatesFinishedResults(t *testing.T) {
 	require.True(t, Replayed(resp))
 	require.Equal(t, 2, p.sends)
 }
+
+// Only a key that the caller named makes two idempotent writes one.
+func TestDeduplicate_WritesWithoutAKeyAreAllMade(t *testing.T) {
+	i := newIdem(t, IdempotencyConfig{})
+	p := &phone{}
+	rt := i.Wrap(p)
+	ctx := WithCall(t.Context(), Call{Effect: EffectIdempotent})
+	for _, text := range []string{dialBody, dialBody, `{}`} {
+		resp, err := dial(ctx, t, rt, "", text)
+		require.NoError(t, err)
+		require.False(t, Replayed(resp))
+	}
+	require.Equal(t, 3, p.sends)
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -534,5 +535,61 @@ func TestDLQ_AnErrorThatSaysInDoubtPutsItsLetterInDoubt(t *testing.T) {
 	rt := d.Wrap(&dlqWorld{answer: dlqError(&Error{Layer: "inner", Err: ErrInDoubt})})
 	_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
 	require.ErrorIs(t, err, ErrParked)
+	require.True(t, dlqOnly(t, d).InDoubt)
+}
+
+// Work that must happen once may have happened when its answer does not decode. Whoever requeues it has it looked up first.
+func TestD05_OnceWorkWhoseAnswerDoesNotDecodeIsInDoubt(t *testing.T) {
+	var v int
+	for _, undecodable := range []error{json.Unmarshal([]byte("<html>"), &v), json.Unmarshal([]byte(`"text"`), &v)} {
+		d := mustDLQ(t, DLQConfig{})
+		did := 0
+		d.Handle("op", func(context.Context, Letter) error { did++; return fmt.Errorf("answer: %w", undecodable) })
+		require.NoError(t, d.Add(Letter{ID: "id", Operation: "op", Key: "k", Call: Call{Effect: EffectOnce}, Next: time.Now()}))
+		require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
+		l := dlqOnly(t, d)
+		require.Equal(t, []any{"poison", true}, []any{l.ParkedReason, l.InDoubt})
+		require.NoError(t, d.Requeue("id"))
+		require.Equal(t, RedriveInDoubt, d.Redrive(t.Context()).Status)
+		require.Equal(t, 1, did)
+	}
+}
+
+// Of two words of a function the one that keeps from doing it twice counts; that it can never succeed is the user's to say.
+func TestD05_InDoubtWinsOverPoison(t *testing.T) {
+	var v int
+	undecodable := json.Unmarshal([]byte("<html>"), &v)
+	for name, c := range map[string]struct {
+		err     error
+		effect  Effect
+		want    RedriveStatus
+		inDoubt bool
+	}{
+		"both":                      {errors.Join(ErrPoison, ErrInDoubt), EffectOnce, RedriveInDoubt, true},
+		"poison":                    {ErrPoison, EffectOnce, RedriveParked, false},
+		"poison, for what it reads": {errors.Join(ErrPoison, undecodable), EffectOnce, RedriveParked, false},
+		"no key":                    {ErrBadKey, EffectOnce, RedriveParked, false},
+		"may be repeated":           {undecodable, EffectIdempotent, RedriveParked, false},
+		"nothing is known of it":    {undecodable, EffectUnset, RedriveParked, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := mustDLQ(t, DLQConfig{})
+			d.Handle("op", func(context.Context, Letter) error { return c.err })
+			require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: c.effect}, Next: time.Now()}))
+			require.Equal(t, c.want, d.Redrive(t.Context()).Status)
+			require.Equal(t, c.inDoubt, dlqOnly(t, d).InDoubt)
+		})
+	}
+}
+
+// A doubt that an import brings while a redrive is under way stays, also where that one is refused for good.
+func TestD16_ADoubtOutlivesTheRefusalOfARedrive(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	_ = d.Wrap(&dlqWorld{answer: func(n int, req *http.Request) (*http.Response, error) {
+		require.NoError(t, d.Import(fileOf(t, Letter{ID: "there", Key: "k", InDoubt: true})))
+		return dlqStatus(422)(n, req)
+	}})
+	require.NoError(t, d.Add(Letter{Method: http.MethodPost, URL: "http://h/", Key: "k", Next: time.Now()}))
+	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
 	require.True(t, dlqOnly(t, d).InDoubt)
 }

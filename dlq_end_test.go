@@ -214,3 +214,24 @@ func TestD15_NoRedriveBeginsOnceCloseHasBegun(t *testing.T) {
 		require.Equal(t, 1, s.DLQ.Stats().Waiting)
 	})
 }
+
+// Who stops the runner gets it back when its redrives have ended, and not before; a closed queue ends it as well.
+func TestD06_TheRunnerEndsAfterItsRedrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, w, _ := dlqParked(t, DLQConfig{})
+		w.set(func(n int, req *http.Request) (*http.Response, error) {
+			time.Sleep(time.Hour)
+			return dlqStatus(200)(n, req)
+		})
+		stop := dlqRun(t, d)
+		time.Sleep(time.Minute)
+		require.Equal(t, 1, d.Stats().Running)
+		stop()
+		require.Zero(t, d.Stats().Running)
+		done := make(chan struct{})
+		go func() { defer close(done); d.run(t.Context()) }()
+		synctest.Wait()
+		require.NoError(t, d.close(t.Context()))
+		<-done
+	})
+}

@@ -239,3 +239,16 @@ func TestDLQ_WhatAFunctionSaysCountsAfterItsContextEnded(t *testing.T) {
 		})
 	}
 }
+
+// The letter of work that is not HTTP names no request: without its function there is nothing to send.
+func TestOneOwner_TheLetterOfWorkIsNoRequest(t *testing.T) {
+	s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+	s.DLQ.Handle("op", func(context.Context, Letter) error { return nil })
+	_, err := Do(WithIdempotencyKey(t.Context(), "k"), s, Call{Operation: "op", Effect: EffectIdempotent, Params: "p"},
+		func(context.Context) (int, error) { return 0, errDLQRefused })
+	require.ErrorIs(t, err, ErrParked)
+	l := dlqOnly(t, s.DLQ)
+	require.Equal(t, []any{"", "", "", `"p"`}, []any{l.Method, l.URL, l.Host, string(l.Body)})
+	require.Empty(t, l.Header)
+	closeStack(t, s)
+}

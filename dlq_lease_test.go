@@ -143,3 +143,21 @@ func TestDLQ_NewsThatComeDuringALookUp(t *testing.T) {
 		require.Empty(t, w.calls())
 	})
 }
+
+// What was found out of a key changes a letter only where that is news for it.
+func TestDLQ_NoNewsLeavesALetterAsItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{})
+		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k"}))
+		waiting := dlqOnly(t, d)
+		time.Sleep(time.Millisecond)
+		d.settle("k", newsNow(keyNotApplied))
+		require.Equal(t, waiting, dlqOnly(t, d), "it is not in doubt")
+		require.NoError(t, d.Import(fileOf(t, Letter{ID: "there", Key: "k", InDoubt: true})))
+		doubted := dlqOnly(t, d)
+		require.False(t, doubted.DoubtSince.IsZero())
+		time.Sleep(time.Millisecond)
+		d.settle("k", newsNow(keyUnknown))
+		require.Equal(t, doubted, dlqOnly(t, d), "that nothing is known takes nothing from what another process said")
+	})
+}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -426,4 +428,127 @@ func TestDLQ_TheSmallestRate(t *testing.T) {
 		stop()
 		require.Equal(t, 2, d.Len())
 	})
+}
+
+// The failure of a write that has a letter needs no room: its caller does not wait in line for any.
+func TestD10_AFailureThatJoinsItsLetterWaitsForNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxLetters: 2, Overflow: OverflowBlock})
+		w, first := heldBack(dlqError(errDLQRefused))
+		rt := d.Wrap(w)
+		late := calling(t.Context(), rt, http.MethodPut, "k")
+		_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+		require.ErrorIs(t, err, ErrParked)
+		dlqFill(t, d, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		blocked := calling(ctx, rt, http.MethodPut, "other")
+		require.Equal(t, 1, d.Stats().Blocked)
+		first <- func() (*http.Response, error) { return nil, errDLQRefused }
+		synctest.Wait()
+		require.Equal(t, 1, d.Stats().Blocked, "the second failure of k has joined the first")
+		require.ErrorIs(t, (<-late).err, ErrParked)
+		require.EqualValues(t, 1, d.Stats().Merged)
+		cancel()
+		<-blocked
+	})
+}
+
+// A small letter does not overtake a large one that waits for room, and all that fit get in when room comes.
+func TestD10_TheLineIsKeptByLettersOfAnySize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxBytes: 64 << 10, Overflow: OverflowBlock})
+		require.NoError(t, d.Add(Letter{ID: "most of it", Operation: "op", Body: make([]byte, 50<<10)}))
+		rt := d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)})
+		in := make(chan string, 3)
+		for _, c := range []struct {
+			name string
+			size int
+		}{{"large", 20 << 10}, {"small", 1}, {"smaller", 0}} {
+			go func() {
+				req := httptest.NewRequest(http.MethodPut, "http://h/", strings.NewReader(strings.Repeat("x", c.size)))
+				_, err := rt.RoundTrip(req.WithContext(WithIdempotencyKey(t.Context(), c.name)))
+				require.ErrorIs(t, err, ErrParked)
+				in <- c.name
+			}()
+			synctest.Wait()
+		}
+		require.Equal(t, 3, d.Stats().Blocked, "nobody overtakes")
+		require.NoError(t, d.Delete("most of it", ""))
+		synctest.Wait()
+		require.Len(t, in, 3)
+		require.Zero(t, d.Stats().Blocked)
+		dlqConserved(t, d)
+	})
+}
+
+// A letter larger than the whole queue never fits, so nobody waits for that.
+func TestD10_WhatNeverFitsDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := mustDLQ(t, DLQConfig{MaxBytes: 4 << 10, Overflow: OverflowBlock})
+		rt := d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)})
+		req := httptest.NewRequest(http.MethodPut, "http://h/", strings.NewReader(strings.Repeat("x", 5<<10)))
+		_, err := rt.RoundTrip(req.WithContext(WithIdempotencyKey(t.Context(), "k")))
+		require.ErrorIs(t, err, ErrLettersFull)
+		require.NotErrorIs(t, err, ErrParked)
+	})
+}
+
+// Room is made by the oldest letter that nobody is at.
+func TestD10_DropOldestNeverDropsWhatIsOnItsWay(t *testing.T) {
+	var dropped []string
+	d := mustDLQ(t, DLQConfig{
+		MaxLetters: 2, MaxAge: -1, Overflow: OverflowDropOldest, OnDrop: func(l Letter) { dropped = append(dropped, l.ID) },
+	})
+	now := time.Now()
+	d.Handle("op", func(context.Context, Letter) error {
+		require.NoError(t, d.Add(Letter{ID: "new", Operation: "op", First: now}))
+		return nil
+	})
+	require.NoError(t, d.Add(Letter{ID: "oldest", Operation: "op", First: now.Add(-2 * time.Hour), Next: now}))
+	require.NoError(t, d.Add(Letter{ID: "old", Operation: "op", First: now.Add(-time.Minute)}))
+	r := d.Redrive(t.Context())
+	require.Equal(t, []any{"oldest", RedriveDone}, []any{r.LetterID, r.Status})
+	require.NoError(t, d.events.drain(t.Context()))
+	require.Equal(t, []string{"old"}, dropped)
+	dlqConserved(t, d)
+}
+
+// Whatever of a letter may be long counts against MaxBytes.
+func TestD10_EveryLongTextOfALetterIsCounted(t *testing.T) {
+	long := strings.Repeat("x", 1<<10)
+	for name, l := range map[string]Letter{
+		"id": {ID: long}, "operation": {Operation: long}, "key": {Key: long}, "method": {Method: long}, "url": {URL: long},
+		"host": {Host: long}, "body": {Body: []byte(long)}, "call": {Call: Call{Operation: long}},
+		"resource": {Call: Call{Resource: long}}, "header": {Header: http.Header{"X": {long}}}, "name": {Header: http.Header{long: {""}}},
+	} {
+		require.GreaterOrEqual(t, l.size(), (&Letter{}).size()+1<<10, name)
+	}
+}
+
+// A bound that is not set is none, whatever the policy for the other one.
+func TestD10_OneBoundAlone(t *testing.T) {
+	for name, bounds := range map[string]DLQConfig{
+		"letters": {MaxLetters: 1, MaxBytes: -1}, "bytes": {MaxLetters: -1, MaxBytes: 4 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dropping := bounds
+			dropping.Overflow, dropping.OnDrop = OverflowDropOldest, func(Letter) {}
+			d := mustDLQ(t, dropping)
+			for _, id := range []string{"oldest", "old", "new"} {
+				require.NoError(t, d.Add(Letter{ID: id, Operation: "op"}))
+			}
+			require.Equal(t, "new", dlqOnly(t, d).ID)
+			require.EqualValues(t, 2, d.Stats().Dropped)
+			synctest.Test(t, func(t *testing.T) {
+				blocking := bounds
+				blocking.Overflow = OverflowBlock
+				d := mustDLQ(t, blocking)
+				dlqFill(t, d, 1)
+				done := calling(t.Context(), d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)}), http.MethodPut, "k")
+				require.Equal(t, 1, d.Stats().Blocked)
+				require.NoError(t, d.Delete("fill-0", ""))
+				require.ErrorIs(t, (<-done).err, ErrParked)
+			})
+		})
+	}
 }

@@ -129,3 +129,13 @@ func TestDLQ_ASecondFailureSaysWhenToComeAgain(t *testing.T) {
 		})
 	}
 }
+
+// Without a bound on attempts the failures of callers count, and the delay grows with them.
+func TestD05_FailuresOfCallersCountWithoutABound(t *testing.T) {
+	d, _, rt := dlqParked(t, DLQConfig{Attempts: -1})
+	for range 7 {
+		_, err := dlqCall(WithCall(t.Context(), Call{Operation: "op"}), rt, http.MethodPost, "k")
+		require.ErrorIs(t, err, ErrParked)
+	}
+	require.Equal(t, 7, dlqOnly(t, d).Attempts)
+}

@@ -631,3 +631,106 @@ func TestLetter_IsRedrivenWithTheDefaultBudget(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// A runner that sleeps for ever hears of a letter that comes to life again.
+func TestD12_ALetterThatIsRevivedWakesTheRunner(t *testing.T) {
+	for name, again := range map[string]func(t *testing.T, d *DLQ, rt http.RoundTripper) error{
+		"by a call": func(t *testing.T, _ *DLQ, rt http.RoundTripper) error {
+			_, err := dlqCall(WithCall(t.Context(), Call{Operation: "op"}), rt, http.MethodPost, "k")
+			return err
+		},
+		"by Add": func(_ *testing.T, d *DLQ, _ http.RoundTripper) error {
+			return d.Add(Letter{Operation: "op", Key: "k"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, w, rt := dlqParked(t, DLQConfig{})
+				w.set(dlqStatus(422))
+				stop := dlqRun(t, d)
+				time.Sleep(time.Minute)
+				require.Equal(t, LetterParked, dlqOnly(t, d).State())
+				w.set(dlqError(errDLQRefused))
+				_ = again(t, d, rt)
+				w.set(dlqStatus(200))
+				time.Sleep(time.Minute)
+				require.Zero(t, d.Len())
+				stop()
+			})
+		})
+	}
+}
+
+// While redriving makes sense nobody is told that it pauses; while it does not, the runner asks when it is said to.
+func TestD12_APauseLastsAsLongAsItIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h letterEvents
+		d, w, _ := dlqParked(t, DLQConfig{OnEvent: h.listen})
+		w.set(dlqStatus(200))
+		var asked atomic.Int32
+		var open atomic.Bool
+		open.Store(true)
+		d.paused = func() (bool, time.Duration) { asked.Add(1); return open.Load(), 10 * time.Minute }
+		stop := dlqRun(t, d)
+		time.Sleep(9 * time.Minute)
+		require.EqualValues(t, 1, asked.Load())
+		open.Store(false)
+		time.Sleep(5 * time.Minute)
+		require.Zero(t, d.Len())
+		require.NoError(t, d.Add(Letter{Method: http.MethodPut, URL: "http://h/", Next: time.Now()}))
+		time.Sleep(time.Minute)
+		require.Zero(t, d.Len())
+		stop()
+		require.Equal(t, []string{"open"}, h.of(t, d, EventRedrivePaused))
+	})
+}
+
+// A letter that its caller gave an expiry is requeued until that has passed, and keeps it.
+func TestD13_RequeueingKeepsTheExpiryOfTheCaller(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	end := time.Now().Add(time.Minute)
+	require.NoError(t, d.Add(Letter{ID: "id", Operation: "op", NotAfter: end}))
+	require.NoError(t, d.Requeue("id"))
+	require.True(t, end.Equal(dlqOnly(t, d).Expires))
+}
+
+// RequeueAll counts what it has requeued, and no other.
+func TestDLQ_RequeueAllCountsWhatItDid(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	for _, l := range []Letter{{ID: "a"}, {ID: "b", Redacted: true}, {ID: "c"}} {
+		l.Operation, l.Parked, l.ParkedReason = "op", true, "attempts"
+		require.NoError(t, d.Add(l))
+	}
+	require.NoError(t, d.Add(Letter{Operation: "op", Parked: false}))
+	require.Equal(t, 2, d.RequeueAll())
+	require.Equal(t, 1, d.Stats().Parked)
+}
+
+// Retry-After has two forms, and nobody keeps a letter away for longer than a day.
+func TestD05_HowLongALetterIsAskedToWait(t *testing.T) {
+	for name, c := range map[string]struct {
+		header []string
+		want   time.Duration
+	}{
+		"date":       {[]string{"Retry-After", "at 10 min"}, 10 * time.Minute},
+		"past":       {[]string{"Retry-After", "at -10 min"}, 0},
+		"no number":  {[]string{"Retry-After-Ms", "-5", "Retry-After", "600"}, 10 * time.Minute},
+		"typo":       {[]string{"Retry-After", "1e300"}, 24 * time.Hour},
+		"not at all": {[]string{"Retry-After", "NaN"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				for i, v := range c.header {
+					var minutes int
+					if n, _ := fmt.Sscanf(v, "at %d min", &minutes); n == 1 {
+						c.header[i] = time.Now().Add(time.Duration(minutes) * time.Minute).UTC().Format(http.TimeFormat)
+					}
+				}
+				d := mustDLQ(t, DLQConfig{MaxAge: -1, Base: 1, Cap: 1})
+				_, err := dlqCall(t.Context(), d.Wrap(&dlqWorld{answer: dlqStatus(503, c.header...)}), http.MethodPut, "k")
+				require.ErrorIs(t, err, ErrParked)
+				require.InDelta(t, c.want, time.Until(dlqOnly(t, d).Next), float64(time.Second))
+			})
+		})
+	}
+}

@@ -703,3 +703,11 @@ func TestLetter_IsSupersededByANewerOneThatIsFoundToHaveWorked(t *testing.T) {
 		require.Equal(t, "new", state)
 	})
 }
+
+// Whoever puts a superseded letter in has it kept, not sent.
+func TestD13_ASupersededLetterStaysSo(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	require.NoError(t, d.Add(Letter{Operation: "op", Superseded: true, Next: time.Now()}))
+	require.Equal(t, RedriveEmpty, d.Redrive(t.Context()).Status)
+	require.Equal(t, LetterSuperseded, dlqOnly(t, d).State())
+}

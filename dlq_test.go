@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -468,4 +469,27 @@ func TestDLQ_NumbersThatHaveNoNextOneAreRefused(t *testing.T) {
 		require.ErrorContains(t, mustDLQ(t, DLQConfig{}).Import(strings.NewReader(bad)), "out of bounds")
 	}
 	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader([]byte(file))))
+}
+
+// What Add is not told it says itself, and what it is given it does not change.
+func TestDLQ_WhatAddMakesOfALetter(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	require.NoError(t, d.Add(Letter{Operation: "op", Detail: "why", StatusCode: 7, Leased: true}))
+	l := dlqOnly(t, d)
+	require.Equal(t, []any{"caller", LetterWaiting}, []any{l.Cause, l.State()})
+	require.Equal(t, []LetterAttempt{{Time: l.Last, Cause: "caller", Detail: "why", StatusCode: 7}}, l.History)
+	require.NoError(t, d.Delete(l.ID, ""))
+
+	var given []LetterAttempt
+	for i := range 12 {
+		given = append(given, LetterAttempt{StatusCode: i})
+	}
+	mine := slices.Clone(given)
+	require.NoError(t, d.Add(Letter{Operation: "op", History: mine}))
+	require.Equal(t, given, mine)
+	require.Equal(t, append(given[:1:1], given[4:]...), dlqOnly(t, d).History, "the first and the last eight")
+	for _, bad := range []Call{{Effect: EffectOnce + 1}, {Priority: PriorityBulk + 1}, {Class: ClassLongPoll + 1}} {
+		require.Error(t, d.Add(Letter{Operation: "op", Call: bad}))
+	}
+	require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: EffectOnce, Priority: PriorityBulk, Class: ClassLongPoll}}))
 }

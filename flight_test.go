@@ -39,3 +39,18 @@ func TestDLQ_EvidenceEndsTheWaitForRoom(t *testing.T) {
 		_ = s.DLQ.close(t.Context())
 	})
 }
+
+// An answer that is there is not lost to a caller who ends at the same instant.
+func TestFlight_TheAnswerGoesBeforeTheEndOfItsCaller(t *testing.T) {
+	i := newIdem(t, IdempotencyConfig{})
+	ctx, cancel := context.WithCancel(t.Context())
+	tr := &trip{call: Call{Operation: "o"}}
+	f := newFlight(tr, ctx, "k", i.ID("k"), "f")
+	cancel()
+	f.publish(result{resp: reply(201, "{}")})
+	for range 100 { // select picks either
+		resp, err := i.await(f, tr, ctx, true)
+		require.NoError(t, err)
+		require.Equal(t, 201, resp.StatusCode)
+	}
+}

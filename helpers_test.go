@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -127,3 +128,85 @@ func (f *trustedFinder) Find(context.Context, Record) (Evidence, error) {
 func (*trustedFinder) HonorsKey(string) time.Duration { return 55 * time.Minute }
 
 const secretURL = "https://api.example.com/x/+15555550123?token=SECRET"
+
+// failedAnswer answers a call that took effect with a status that says nothing about it.
+func failedAnswer(*http.Request, int) (*http.Response, error) {
+	return reply(500, `{"error":"oops"}`), nil
+}
+
+// doubtful is a key in doubt for a 500.
+func doubtful(t *testing.T, i *Idempotency) (rt http.RoundTripper) {
+	t.Helper()
+	rt = i.Wrap(&phone{answer: failedAnswer})
+	_, err := dial(t.Context(), t, rt, "k", dialBody)
+	require.ErrorIs(t, err, ErrInDoubt)
+	rec, _ := i.Lookup(t.Context(), "k")
+	require.Equal(t, 500, rec.Status)
+	require.Equal(t, "status", rec.Cause)
+	return rt
+}
+
+func notice(t *testing.T, i *Idempotency, calls ...Found) {
+	t.Helper()
+	require.NoError(t, i.Observe(t.Context(), Evidence{ID: i.ID("k"), Calls: calls, Source: "webhook"}))
+}
+
+func lookUp(t *testing.T, i *Idempotency, key string) Record {
+	t.Helper()
+	rec, err := i.Lookup(t.Context(), key)
+	require.NoError(t, err)
+	return rec
+}
+
+// heldBack is a transport that keeps its first request until it hears what to answer to it.
+func heldBack(then func(int, *http.Request) (*http.Response, error)) (w *dlqWorld, first chan func() (*http.Response, error)) {
+	first = make(chan func() (*http.Response, error))
+	return &dlqWorld{answer: func(n int, req *http.Request) (*http.Response, error) {
+		if n == 1 {
+			return (<-first)()
+		}
+		return then(n, req)
+	}}, first
+}
+
+type ownerEnd struct {
+	resp *http.Response
+	err  error
+}
+
+// calling makes a call on the side.
+func calling(ctx context.Context, rt http.RoundTripper, method, key string) chan ownerEnd {
+	done := make(chan ownerEnd, 1)
+	go func() {
+		resp, err := dlqCall(ctx, rt, method, key)
+		done <- ownerEnd{resp, err}
+	}()
+	synctest.Wait()
+	return done
+}
+
+// letterEvents keeps the events of a queue.
+type letterEvents struct {
+	mu     sync.Mutex
+	events []Event
+}
+
+func (h *letterEvents) listen(e Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = append(h.events, e)
+}
+
+// of is what was heard so far of a kind, by cause.
+func (h *letterEvents) of(t testing.TB, d *DLQ, kind EventKind) (causes []string) {
+	t.Helper()
+	require.NoError(t, d.events.drain(t.Context()))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.events {
+		if e.Kind == kind {
+			causes = append(causes, e.Cause)
+		}
+	}
+	return causes
+}

@@ -330,3 +330,36 @@ func TestKeyState_ARefusedClaimForgetsNoEarlierSend(t *testing.T) {
 		require.Equal(t, 1, p.rang())
 	})
 }
+
+// The refusal of a send that was forgotten says nothing about the one that is under way under the same key: tokens differ.
+func TestI9_ALateRefusalOfAForgottenSendFreesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, Config{DLQ: DLQConfig{Off: true}})
+		p := &phone{before: func(_ *http.Request, n int) (*http.Response, error) {
+			if n > 1 {
+				return nil, nil
+			}
+			time.Sleep(time.Hour) // whatever its context says
+			return nil, MarkNotSent(errors.New("refused"))
+		}, answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(2 * time.Hour)
+			return reply(201, `{}`), nil
+		}}
+		rt, ctx := s.Wrap(p), WithCall(context.Background(), Call{Limit: 3 * time.Hour, Budget: time.Second})
+		_, err := dial(WithCall(ctx, Call{Limit: time.Minute}), t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(2 * time.Minute)
+		require.NoError(t, s.Idempotency.Resolve(ctx, "k", Resolution{State: KeyNotApplied, Reason: "not in the list"}))
+		require.NoError(t, s.Idempotency.Forget(ctx, "k"))
+		_, err = dial(ctx, t, rt, "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		before := lookUp(t, s.Idempotency, "k")
+		require.Equal(t, KeySending, before.State)
+		time.Sleep(time.Hour) // the first one comes back
+		require.Equal(t, before, lookUp(t, s.Idempotency, "k"))
+		time.Sleep(2 * time.Hour)
+		require.Equal(t, KeyConfirmed, stateOf(t, s.Idempotency, "k"))
+		require.Equal(t, 1, p.rang())
+		closeStack(t, s)
+	})
+}

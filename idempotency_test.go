@@ -901,3 +901,59 @@ func TestIdempotency_MarksWhatGoesOut(t *testing.T) {
 	require.Equal(t, "mine", req.Header.Get("Idempotency-Key"), "the caller's request is unchanged")
 	require.Empty(t, req.Header.Get("X-Marker"))
 }
+
+// lostRace is a store in which somebody else is always faster, and which cannot be read after that.
+type lostRace struct{ faultyStore }
+
+func (s *lostRace) CompareAndSwap(context.Context, uint64, Record) (uint64, bool, error) {
+	s.noLoad.Store(true)
+	return 0, false, nil
+}
+
+func TestIdempotency_AStoreThatFailsAfterALostRaceSendsNothing(t *testing.T) {
+	i, p := newIdem(t, IdempotencyConfig{Store: &lostRace{faultyStore{KeyStore: NewMemoryStore(0)}}}), &phone{}
+	_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+	require.ErrorIs(t, err, ErrStore)
+	require.True(t, NotSent(err))
+	require.Zero(t, p.sends)
+}
+
+// What an operator sees of a key tells where it stands, and for how long.
+func TestLookup_TellsWhereAKeyStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &finder{}})
+		ctx := WithCall(t.Context(), Call{Operation: "create-phone-call", Resource: "call"})
+		p := &phone{answer: lostAnswer}
+		_, err := dial(ctx, t, i.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		rec := lookUp(t, i, "k")
+		require.Equal(t, []any{"create-phone-call", "call", "transport", 1}, []any{rec.Operation, rec.Resource, rec.Cause, rec.Doubts})
+		require.Equal(t, time.Now().Add(time.Second), rec.NextLookup)
+
+		time.Sleep(time.Minute)
+		require.NoError(t, i.Resolve(ctx, "k", Resolution{State: KeyNotApplied, Reason: "not in the list"}))
+		rec = lookUp(t, i, "k")
+		require.Equal(t, []any{"operator", "not in the list", 0, ""}, []any{rec.Evidence, rec.Reason, rec.Doubts, rec.CallID})
+		require.Zero(t, rec.NextLookup)
+		require.Equal(t, time.Now(), rec.Settled)
+
+		time.Sleep(time.Minute)
+		p.answer = nil
+		_, err = dial(ctx, t, i.Wrap(p), "k", dialBody)
+		require.NoError(t, err)
+		rec = lookUp(t, i, "k")
+		require.Equal(t, []any{"answer", "", ""}, []any{rec.Evidence, rec.Reason, rec.Cause})
+		require.Equal(t, time.Now(), rec.Settled)
+
+		time.Sleep(time.Minute)
+		notice(t, i, Found{ID: "a"}, Found{ID: "b"})
+		rec = lookUp(t, i, "k")
+		require.Equal(t, []string{"a", "b"}, rec.CallIDs)
+		require.Equal(t, time.Now(), rec.Settled)
+		require.Zero(t, rec.NextLookup)
+		notice(t, i, Found{ID: "b"})
+		require.Equal(t, rec, lookUp(t, i, "k"), "what is known changes nothing")
+		notice(t, i, Found{ID: "b"}, Found{ID: "c"})
+		require.Equal(t, []string{"a", "b", "c"}, lookUp(t, i, "k").CallIDs)
+	})
+}

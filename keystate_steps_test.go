@@ -381,3 +381,71 @@ func TestIdempotency_QuestionsToABrokenStore(t *testing.T) {
 	require.ErrorIs(t, i.Forget(t.Context(), "k"), ErrStore)
 	require.Equal(t, KeyInDoubt, i.standing(t.Context(), "k").State, "not known: nothing may be sent")
 }
+
+// A key that was refused, and given back once more without a send, still knows a call that shows up as a contradiction.
+func TestT11_ACallAfterARefusalIsADisputeThoughTheKeyWasTakenSince(t *testing.T) {
+	s := newStack(t, Config{DLQ: DLQConfig{Off: true}})
+	p := &phone{before: func(*http.Request, int) (*http.Response, error) { return reply(400, ""), nil }}
+	_, err := dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+	require.NoError(t, err)
+	for range 2 {
+		s.Breaker.ForceOpen()
+		_, err = dial(t.Context(), t, s.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrOpen)
+		require.Equal(t, KeyNotApplied, stateOf(t, s.Idempotency, "k"))
+	}
+	notice(t, s.Idempotency, Found{ID: "call_1"})
+	require.Equal(t, KeyDisputed, stateOf(t, s.Idempotency, "k"))
+	closeStack(t, s)
+}
+
+// Other processes give a send as long as the attempt may take, however short its caller's patience is.
+func TestT7_ASendIsNotTakenForDeadWithItsCallersPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &sharedStore{NewMemoryStore(0)}
+		one, two := newStack(t, Config{Idempotency: IdempotencyConfig{Store: store}}), newIdem(t, IdempotencyConfig{Store: store})
+		p := &phone{answer: func(*http.Request, int) (*http.Response, error) {
+			time.Sleep(25 * time.Second)
+			return reply(201, `{}`), nil
+		}}
+		_, err := dial(WithBudget(t.Context(), time.Second), t, one.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInDoubt)
+		time.Sleep(20 * time.Second)
+		_, err = dial(t.Context(), t, two.Wrap(p), "k", dialBody)
+		require.ErrorIs(t, err, ErrInFlight)
+		time.Sleep(5 * time.Second)
+		resp, err := dial(t.Context(), t, two.Wrap(p), "k", dialBody)
+		require.NoError(t, err)
+		require.True(t, Replayed(resp))
+		require.Equal(t, 1, p.sends)
+		closeStack(t, one)
+	})
+}
+
+// An answer that names no call contradicts nothing, and one that does names the call that was confirmed without.
+func TestT8_AnAnswerWithoutAnIDIsNoContradiction(t *testing.T) {
+	done := func(r Record, id, text string) (Record, error) {
+		a := answerReceipt{kind: answerDone, epoch: 1, callID: id, status: 201, body: []byte(text)}
+		return transition(r, keyEvent{kind: eventAnswer, token: "a", now: modelStart, answer: a})
+	}
+	found := Record{ID: "k", State: KeyConfirmed, Epoch: 1, CallID: "call_1"}
+	r, err := done(found, "", "{}")
+	require.NoError(t, err)
+	require.Equal(t, []any{KeyConfirmed, "call_1", "{}", 201}, []any{r.State, r.CallID, string(r.Body), r.Status})
+	r, err = done(found, "call_2", "{}")
+	require.NoError(t, err)
+	require.Equal(t, KeyDisputed, r.State)
+	require.Equal(t, []string{"call_1", "call_2"}, r.CallIDs)
+
+	found.CallID = ""
+	r, err = done(found, "call_1", "{}")
+	require.NoError(t, err)
+	require.Equal(t, []any{KeyConfirmed, "call_1"}, []any{r.State, r.CallID})
+	found.Body = []byte("found")
+	_, err = done(found, "call_1", "{}")
+	require.ErrorIs(t, err, errConflict, "what was replayed once is replayed again")
+
+	r, err = transition(Record{ID: "k", State: KeyConfirmed}, keyEvent{kind: eventEvidence, evidence: Evidence{Calls: []Found{{ID: "c"}}}})
+	require.NoError(t, err)
+	require.Equal(t, []any{KeyConfirmed, "c"}, []any{r.State, r.CallID})
+}

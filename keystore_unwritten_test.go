@@ -81,3 +81,79 @@ func TestIdempotency_AKeyIsNotFreeBecauseTheStoreCannotBeRead(t *testing.T) {
 		closeStack(t, s)
 	})
 }
+
+// What the store would not take is remembered for each key, until the store has it or knows better.
+func TestUnwritten_IsRememberedForEachKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &flakyStore{MemoryStore: NewMemoryStore(0), fail: KeyConfirmed}
+		i, p := newIdem(t, IdempotencyConfig{Store: store}), &phone{}
+		for _, key := range []string{"a", "b"} {
+			_, err := dial(t.Context(), t, i.Wrap(p), key, dialBody)
+			require.NoError(t, err)
+		}
+		require.Equal(t, 2, i.Stats().Unwritten)
+		store.set(KeyFree)
+		for _, key := range []string{"a", "b"} {
+			require.Equal(t, KeyConfirmed, stateOf(t, i, key))
+			resp, err := dial(t.Context(), t, i.Wrap(p), key, dialBody)
+			require.NoError(t, err)
+			require.True(t, Replayed(resp))
+		}
+		require.Equal(t, 2, p.sends)
+		i.tend(t.Context())
+		require.Zero(t, i.Stats().Unwritten)
+	})
+}
+
+// A refusal that the store would not take goes with the next step of its key.
+func TestUnwritten_GoesWithTheNextStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &faultyStore{KeyStore: NewMemoryStore(0)}
+		i := newIdem(t, IdempotencyConfig{Store: store})
+		p := &phone{before: func(*http.Request, int) (*http.Response, error) {
+			store.noCAS.Store(true)
+			return reply(400, ""), nil
+		}}
+		rt := i.Wrap(p)
+		_, err := dial(t.Context(), t, rt, "k", dialBody)
+		require.NoError(t, err)
+		require.Equal(t, 1, i.Stats().Unwritten)
+		require.Equal(t, KeyClaimed, stateOf(t, i, "k"))
+		store.noCAS.Store(false)
+		p.before = nil
+		time.Sleep(time.Hour) // nobody runs: the lease frees it
+		_, err = dial(t.Context(), t, rt, "k", dialBody)
+		require.NoError(t, err)
+		require.Zero(t, i.Stats().Unwritten)
+		require.Equal(t, KeyConfirmed, stateOf(t, i, "k"))
+	})
+}
+
+// What this process remembers does not hide what the store knows since.
+func TestUnwritten_TheStoreMayKnowBetter(t *testing.T) {
+	store := &flakyStore{MemoryStore: NewMemoryStore(0), fail: KeyInDoubt}
+	i := newIdem(t, IdempotencyConfig{Store: store})
+	_, err := dial(t.Context(), t, i.Wrap(&phone{answer: lostAnswer}), "k", dialBody)
+	require.ErrorIs(t, err, ErrInDoubt)
+	require.Equal(t, KeyInDoubt, stateOf(t, i, "k"))
+	rec, err := store.Load(t.Context(), i.ID("k"))
+	require.NoError(t, err)
+	require.Equal(t, KeySending, rec.State)
+	rec.State, rec.CallID, rec.Expires = KeyConfirmed, "call_1", store.Now().Add(time.Hour) // by a webhook, elsewhere
+	_, swapped, err := store.CompareAndSwap(t.Context(), rec.Version, rec)
+	require.NoError(t, err)
+	require.True(t, swapped)
+	require.Equal(t, KeyConfirmed, stateOf(t, i, "k"))
+}
+
+func TestIdempotency_ASuccessThatCouldNotBeReadIsRemembered(t *testing.T) {
+	i := newIdem(t, IdempotencyConfig{Reconcile: &idReader{}, ServerKeys: ServerKeysTrust})
+	p := &phone{answer: func(*http.Request, int) (*http.Response, error) { return reply(201, "<html>"), nil }}
+	_, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+	require.ErrorIs(t, err, ErrInDoubt)
+	p.answer = lostAnswer
+	_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
+	require.ErrorIs(t, err, ErrInDoubt)
+	require.Equal(t, 2, p.sends)
+	require.True(t, lookUp(t, i, "k").Accepted)
+}

@@ -449,3 +449,32 @@ func TestDLQ_AMergedLetterCanBeExported(t *testing.T) {
 	require.NoError(t, d.Add(Letter{Operation: "op", Key: "k", Last: time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC)}))
 	require.NoError(t, mustDLQ(t, DLQConfig{}).Import(bytes.NewReader(dlqExport(t, d))))
 }
+
+// fullDisk takes so many bytes.
+type fullDisk int
+
+func (f *fullDisk) Write(p []byte) (int, error) {
+	n := min(len(p), int(*f))
+	*f -= fullDisk(n)
+	if n < len(p) {
+		return n, errShelf
+	}
+	return n, nil
+}
+
+// An export that did not get onto the disk whole is none, at whichever byte that was.
+func TestD16_AnExportThatDoesNotFitOntoTheDiskIsAnError(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{})
+	for range 3 {
+		require.NoError(t, d.Add(Letter{Operation: "op", Body: make([]byte, 5<<10)}))
+	}
+	whole := len(export(t, d))
+	for room := 0; room < whole; room += 1 + min(1000, whole-room-2) {
+		disk := fullDisk(room)
+		require.ErrorIs(t, d.Export(&disk), errShelf, "%d of %d bytes", room, whole)
+		if room == whole-1 {
+			return
+		}
+	}
+	t.Fatal("the last byte was never tried")
+}

@@ -257,3 +257,17 @@ func TestD16_AHeaderWithoutAValueIsKept(t *testing.T) {
 	require.NoError(t, into.Import(bytes.NewReader(dlqExport(t, d))))
 	require.Equal(t, header, dlqOnly(t, into).Header)
 }
+
+// A time that no file can hold is no bound, and keeps nobody from exporting.
+func TestD16_AnExpiryInTheFarFutureIsNone(t *testing.T) {
+	d := mustDLQ(t, DLQConfig{MaxAge: -1})
+	ctx := WithExpiry(t.Context(), time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC))
+	_, err := dlqCall(ctx, d.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)}), http.MethodPut, "k")
+	require.ErrorIs(t, err, ErrParked)
+	l := dlqOnly(t, d)
+	require.True(t, l.Expires.IsZero() && l.NotAfter.IsZero())
+	d = mustDLQ(t, DLQConfig{})
+	require.NoError(t, d.Add(Letter{Operation: "op", First: time.Date(9999, 12, 31, 23, 59, 0, 0, time.UTC)}))
+	require.True(t, dlqOnly(t, d).Expires.IsZero())
+	require.NotEmpty(t, dlqExport(t, d))
+}

@@ -201,3 +201,11 @@ func TestLetter_IsRedactedByAnyChangeOfItsRequest(t *testing.T) {
 	require.NoError(t, d.redact(&l))
 	require.Equal(t, []any{"id", "k", false}, []any{l.ID, l.Key, l.Redacted})
 }
+
+func TestLetter_AHeaderThatTookThePlaceOfOneWithoutAValueIsAnotherRequest(t *testing.T) {
+	with := func(h http.Header) *Letter { return &Letter{Key: "k", Operation: "op", Header: h} }
+	before := with(http.Header{"User-Agent": {}})
+	require.True(t, sameRequest(before, with(http.Header{"User-Agent": {}})))
+	require.False(t, sameRequest(before, with(http.Header{"X-Tenant": {"b"}})))
+	require.False(t, sameRequest(with(http.Header{"X-Tenant": {"a"}}), with(http.Header{"X-Tenant": {"b"}})))
+}

@@ -303,3 +303,62 @@ func TestLookups_ADoubtThatComesMeanwhileIsCounted(t *testing.T) {
 		require.Equal(t, 2, inDoubt)
 	})
 }
+
+// Absence needs empty look-ups after the last send: those that were made before a re-send could not have found it.
+func TestT9_LookUpsBeforeAResendDoNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIdem(t, IdempotencyConfig{Reconcile: &idReader{}, ServerKeys: ServerKeysTrust, AssumeAbsentAfter: 10 * time.Minute})
+		lose(t, i, "k")
+		for range minLookups {
+			time.Sleep(time.Minute)
+			i.tend(t.Context())
+		}
+		require.Equal(t, minLookups, lookUp(t, i, "k").Lookups)
+		lose(t, i, "k")
+		rec := lookUp(t, i, "k")
+		require.Equal(t, 2, rec.Sends)
+		require.Equal(t, 2, rec.Doubts)
+		require.Zero(t, rec.Lookups)
+		require.Zero(t, i.absentIn(rec))
+	})
+}
+
+// The plan of the look-ups, as it is documented.
+func TestLookups_ComeSoonAtFirstThenHourlyForADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &diary{}
+		i := newIdem(t, IdempotencyConfig{Reconcile: d})
+		runIdem(t, i)
+		lose(t, i, "k")
+		last := time.Now()
+		time.Sleep(30 * time.Hour)
+		plan := []time.Duration{time.Second, 3 * time.Second, 10 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute}
+		for range 24 {
+			plan = append(plan, time.Hour)
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		require.Len(t, d.asks, len(plan))
+		for n, at := range d.asks {
+			require.InDelta(t, plan[n].Seconds(), at.Sub(last).Seconds(), plan[n].Seconds()/10+0.1, n)
+			last = at
+		}
+		rec := lookUp(t, i, "k")
+		require.Equal(t, KeyInDoubt, rec.State)
+		require.Zero(t, rec.NextLookup, "a person or a webhook settles it")
+	})
+}
+
+// A look-up that is planned for a key in doubt is planned no more when the key is disputed.
+func TestT11_ADisputeIsNotLookedUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &diary{}
+		i := newIdem(t, IdempotencyConfig{Reconcile: d})
+		lose(t, i, "k")
+		notice(t, i, Found{ID: "a"}, Found{ID: "b"})
+		require.Zero(t, lookUp(t, i, "k").NextLookup)
+		runIdem(t, i)
+		time.Sleep(time.Hour)
+		require.Zero(t, d.asked())
+	})
+}

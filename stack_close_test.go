@@ -16,6 +16,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Whoever gets past the stack's own gate just before it closes begins nothing after it.
+func TestIdempotency_NoFlightBeginsAfterTheShutdown(t *testing.T) {
+	i, p := newIdem(t, IdempotencyConfig{}), &phone{}
+	rt := i.Wrap(p)
+	require.NoError(t, i.shutdown(t.Context()))
+	_, err := dial(t.Context(), t, rt, "k", dialBody)
+	require.ErrorIs(t, err, ErrClosed)
+	require.True(t, NotSent(err))
+	require.Zero(t, p.sends)
+	require.Equal(t, KeyFree, stateOf(t, i, "k"))
+}
+
 // B46: after Close every call gets ErrClosed, the state is readable, and Close twice is fine.
 func TestB46_AfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

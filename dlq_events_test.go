@@ -2,12 +2,10 @@ package resilience
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -16,30 +14,43 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// letterEvents keeps the events of a queue.
-type letterEvents struct {
-	mu     sync.Mutex
-	events []Event
-}
-
-func (h *letterEvents) listen(e Event) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.events = append(h.events, e)
-}
-
-// of is what was heard so far of a kind, by cause.
-func (h *letterEvents) of(t testing.TB, d *DLQ, kind EventKind) (causes []string) {
-	t.Helper()
-	require.NoError(t, d.events.drain(t.Context()))
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, e := range h.events {
-		if e.Kind == kind {
-			causes = append(causes, e.Cause)
+// What happens to a letter is told, with the hash of its key that the events of keys show.
+func TestDLQ_WhatHappensToALetterIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h letterEvents
+		s := newStack(t, Config{OnEvent: h.listen, Retry: RetryConfig{Off: true}})
+		rt := s.Wrap(&dlqWorld{answer: dlqError(errDLQRefused)})
+		for range 2 {
+			_, err := dlqCall(t.Context(), rt, http.MethodPut, "k")
+			require.ErrorIs(t, err, ErrParked)
 		}
-	}
-	return causes
+		require.NoError(t, s.DLQ.Add(Letter{Operation: "op", Key: "k"}))
+		l := dlqOnly(t, s.DLQ)
+		require.NoError(t, s.DLQ.Requeue(l.ID))
+		closeStack(t, s)
+		require.Equal(t, []string{"transport", "merged", "merged", "requeued"}, h.of(t, s.DLQ, EventLetterAdded))
+		for _, e := range h.events {
+			if e.LetterID != "" {
+				require.Equal(t, s.Idempotency.ID("k")[:10], e.KeyHash)
+			}
+		}
+	})
+}
+
+// A letter that goes elsewhere, or nowhere, is told, too.
+func TestDLQ_WhatDoesNotGetInIsTold(t *testing.T) {
+	var h letterEvents
+	d := mustDLQ(t, DLQConfig{OnEvent: h.listen, MaxLetters: 1, Overflow: OverflowSpill, Spill: func(Letter) error { return nil }})
+	dlqFill(t, d, 2)
+	require.Equal(t, []string{"spilled"}, h.of(t, d, EventLetterDropped))
+	synctest.Test(t, func(t *testing.T) {
+		var h letterEvents
+		p := newShelf().open()
+		p.set(failing)
+		d := mustDLQ(t, DLQConfig{OnEvent: h.listen, Store: p})
+		require.ErrorIs(t, d.Add(Letter{Operation: "op"}), ErrLettersFull)
+		require.Equal(t, []string{"store"}, h.of(t, d, EventLetterRefused))
+	})
 }
 
 // However a redrive ends: its result names the letter and why it did not work, it is counted once, and so is the attempt
@@ -127,83 +138,10 @@ func TestDLQ_ALookUpThatComesTooLateIsCounted(t *testing.T) {
 	dlqConserved(t, d)
 }
 
-// What was found out of a key changes a letter only where that is news for it.
-func TestDLQ_NoNewsLeavesALetterAsItIs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := mustDLQ(t, DLQConfig{})
-		require.NoError(t, d.Add(Letter{ID: "here", Operation: "op", Key: "k"}))
-		waiting := dlqOnly(t, d)
-		time.Sleep(time.Millisecond)
-		d.settle("k", newsNow(keyNotApplied))
-		require.Equal(t, waiting, dlqOnly(t, d), "it is not in doubt")
-		require.NoError(t, d.Import(fileOf(t, Letter{ID: "there", Key: "k", InDoubt: true})))
-		doubted := dlqOnly(t, d)
-		require.False(t, doubted.DoubtSince.IsZero())
-		time.Sleep(time.Millisecond)
-		d.settle("k", newsNow(keyUnknown))
-		require.Equal(t, doubted, dlqOnly(t, d), "that nothing is known takes nothing from what another process said")
-	})
-}
-
-// Work that must happen once may have happened when its answer does not decode. Whoever requeues it has it looked up first.
-func TestD05_OnceWorkWhoseAnswerDoesNotDecodeIsInDoubt(t *testing.T) {
-	var v int
-	for _, undecodable := range []error{json.Unmarshal([]byte("<html>"), &v), json.Unmarshal([]byte(`"text"`), &v)} {
-		d := mustDLQ(t, DLQConfig{})
-		did := 0
-		d.Handle("op", func(context.Context, Letter) error { did++; return fmt.Errorf("answer: %w", undecodable) })
-		require.NoError(t, d.Add(Letter{ID: "id", Operation: "op", Key: "k", Call: Call{Effect: EffectOnce}, Next: time.Now()}))
-		require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
-		l := dlqOnly(t, d)
-		require.Equal(t, []any{"poison", true}, []any{l.ParkedReason, l.InDoubt})
-		require.NoError(t, d.Requeue("id"))
-		require.Equal(t, RedriveInDoubt, d.Redrive(t.Context()).Status)
-		require.Equal(t, 1, did)
-	}
-}
-
-// Of two words of a function the one that keeps from doing it twice counts; that it can never succeed is the user's to say.
-func TestD05_InDoubtWinsOverPoison(t *testing.T) {
-	var v int
-	undecodable := json.Unmarshal([]byte("<html>"), &v)
-	for name, c := range map[string]struct {
-		err     error
-		effect  Effect
-		want    RedriveStatus
-		inDoubt bool
-	}{
-		"both":                      {errors.Join(ErrPoison, ErrInDoubt), EffectOnce, RedriveInDoubt, true},
-		"poison":                    {ErrPoison, EffectOnce, RedriveParked, false},
-		"poison, for what it reads": {errors.Join(ErrPoison, undecodable), EffectOnce, RedriveParked, false},
-		"no key":                    {ErrBadKey, EffectOnce, RedriveParked, false},
-		"may be repeated":           {undecodable, EffectIdempotent, RedriveParked, false},
-		"nothing is known of it":    {undecodable, EffectUnset, RedriveParked, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			d := mustDLQ(t, DLQConfig{})
-			d.Handle("op", func(context.Context, Letter) error { return c.err })
-			require.NoError(t, d.Add(Letter{Operation: "op", Call: Call{Effect: c.effect}, Next: time.Now()}))
-			require.Equal(t, c.want, d.Redrive(t.Context()).Status)
-			require.Equal(t, c.inDoubt, dlqOnly(t, d).InDoubt)
-		})
-	}
-}
-
-// A doubt that an import brings while a redrive is under way stays, also where that one is refused for good.
-func TestD16_ADoubtOutlivesTheRefusalOfARedrive(t *testing.T) {
-	d := mustDLQ(t, DLQConfig{})
-	_ = d.Wrap(&dlqWorld{answer: func(n int, req *http.Request) (*http.Response, error) {
-		require.NoError(t, d.Import(fileOf(t, Letter{ID: "there", Key: "k", InDoubt: true})))
-		return dlqStatus(422)(n, req)
-	}})
-	require.NoError(t, d.Add(Letter{Method: http.MethodPost, URL: "http://h/", Key: "k", Next: time.Now()}))
-	require.Equal(t, RedriveParked, d.Redrive(t.Context()).Status)
-	require.True(t, dlqOnly(t, d).InDoubt)
-}
-
 type manyErrors []error
 
-func (manyErrors) Error() string     { return "calling +15550100 failed" }
+func (manyErrors) Error() string { return "calling +15550100 failed" }
+
 func (m manyErrors) Unwrap() []error { return m }
 
 // The words of a letter come from us or from the operating system, never from the other side.
@@ -243,33 +181,4 @@ func TestDLQ_APanicOfARedriveIsTold(t *testing.T) {
 	l := dlqOnly(t, d)
 	require.Equal(t, []string{"panic", "panic: string"}, []string{l.Cause, l.Detail})
 	require.Equal(t, []string{"panic"}, h.of(t, d, EventPanic))
-}
-
-// Retry-After has two forms, and nobody keeps a letter away for longer than a day.
-func TestD05_HowLongALetterIsAskedToWait(t *testing.T) {
-	for name, c := range map[string]struct {
-		header []string
-		want   time.Duration
-	}{
-		"date":       {[]string{"Retry-After", "at 10 min"}, 10 * time.Minute},
-		"past":       {[]string{"Retry-After", "at -10 min"}, 0},
-		"no number":  {[]string{"Retry-After-Ms", "-5", "Retry-After", "600"}, 10 * time.Minute},
-		"typo":       {[]string{"Retry-After", "1e300"}, 24 * time.Hour},
-		"not at all": {[]string{"Retry-After", "NaN"}, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				for i, v := range c.header {
-					var minutes int
-					if n, _ := fmt.Sscanf(v, "at %d min", &minutes); n == 1 {
-						c.header[i] = time.Now().Add(time.Duration(minutes) * time.Minute).UTC().Format(http.TimeFormat)
-					}
-				}
-				d := mustDLQ(t, DLQConfig{MaxAge: -1, Base: 1, Cap: 1})
-				_, err := dlqCall(t.Context(), d.Wrap(&dlqWorld{answer: dlqStatus(503, c.header...)}), http.MethodPut, "k")
-				require.ErrorIs(t, err, ErrParked)
-				require.InDelta(t, c.want, time.Until(dlqOnly(t, d).Next), float64(time.Second))
-			})
-		})
-	}
 }

@@ -283,15 +283,18 @@ func (b *Bulkhead) leave(ctx context.Context, w *waiter, why shed) error {
 
 // ended says why nobody may come in or go on waiting.
 func (b *Bulkhead) ended(ctx context.Context) shed {
-	switch {
-	case ctx.Err() != nil && byTime(ctx):
-		return shedTimeout
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
+		if byTime(ctx) {
+			return shedTimeout
+		}
 		return shedCanceled
-	case isClosed(b.closing):
-		return shedClosed
 	}
-	return admitted
+	select { // every call comes by here, and isClosed is a call more
+	case <-b.closing:
+		return shedClosed
+	default:
+		return admitted
+	}
 }
 
 // reason is the error for a call that ends without a slot.

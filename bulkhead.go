@@ -70,7 +70,7 @@ type BulkheadConfig struct {
 	// The Cause of a rejection is "full", "displaced", "max-wait", "open", "closed", or, for a call whose context ended
 	// first, "timeout" or "canceled"; its Duration is the time waited.
 	OnEvent func(Event)
-	// Off leaves the layer out.
+	// Off leaves the layer out: [NewBulkhead] returns nil, which admits everything.
 	Off bool
 }
 

@@ -94,3 +94,46 @@ func TestConfig_AForgottenUnitIsRefused(t *testing.T) {
 	_, err = New(Config{Timeout: TimeoutConfig{Connect: time.Microsecond}})
 	require.NoError(t, err)
 }
+
+// Off means the same for every layer: there is none. Its config is checked all the same.
+func TestConfig_OffIsNoLayer(t *testing.T) {
+	for name, layer := range map[string]func(bad int) (Layer, bool, error){
+		"Fallback": func(bad int) (Layer, bool, error) {
+			l, err := NewFallback(FallbackConfig{Off: true, MaxBytes: int64(bad)})
+			return l, l == nil, err
+		},
+		"Idempotency": func(bad int) (Layer, bool, error) {
+			l, err := NewIdempotency(IdempotencyConfig{Off: true, TTL: time.Duration(bad)})
+			return l, l == nil, err
+		},
+		"DLQ": func(bad int) (Layer, bool, error) {
+			l, err := NewDLQ(DLQConfig{Off: true, MaxLetters: bad})
+			return l, l == nil, err
+		},
+		"Timeout": func(bad int) (Layer, bool, error) {
+			l, err := NewTimeout(TimeoutConfig{Off: true, Total: time.Duration(bad)})
+			return l, l == nil, err
+		},
+		"Retry": func(bad int) (Layer, bool, error) {
+			l, err := NewRetry(RetryConfig{Off: true, Max: bad})
+			return l, l == nil, err
+		},
+		"Bulkhead": func(bad int) (Layer, bool, error) {
+			l, err := NewBulkhead(BulkheadConfig{Off: true, Queue: bad})
+			return l, l == nil, err
+		},
+		"Breaker": func(bad int) (Layer, bool, error) {
+			l, err := NewBreaker(BreakerConfig{Off: true, MinCalls: bad})
+			return l, l == nil, err
+		},
+	} {
+		l, none, err := layer(0)
+		require.NoError(t, err, name)
+		require.True(t, none, name)
+		resp, err := fetch(t.Context(), t, l.Wrap(slow(0)))
+		require.NoError(t, err, name)
+		require.Equal(t, 200, resp.StatusCode)
+		_, _, err = layer(-7)
+		require.ErrorContains(t, err, name+".")
+	}
+}

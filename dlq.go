@@ -218,11 +218,8 @@ type keyNews struct {
 // reads all letters there are before it returns, which takes as long as that takes, at most a minute; what cannot be read
 // is an error. All of them are taken, even if there are more than MaxLetters; then none is admitted until there is room.
 func NewDLQ(cfg DLQConfig) (*DLQ, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.validate(); err != nil || cfg.Off {
 		return nil, err
-	}
-	if cfg.Off {
-		return nil, nil //nolint:nilnil // a layer that was left out is nil
 	}
 	d := &DLQ{
 		cfg:      cfg.withDefaults(),

@@ -47,7 +47,7 @@ type FallbackConfig struct {
 	Refresh bool
 	// OnEvent listens to this layer. It is called in order, never under a lock.
 	OnEvent func(Event)
-	// Off leaves the layer out.
+	// Off leaves the layer out: [NewFallback] returns nil, which passes everything on.
 	Off bool
 }
 
@@ -134,7 +134,7 @@ type Fallback struct {
 	funcFailed    atomic.Uint64
 }
 
-// NewFallback returns a Fallback. The error names every field that is wrong.
+// NewFallback returns a Fallback, nil with Off. The error names every field that is wrong.
 func NewFallback(c FallbackConfig) (*Fallback, error) {
 	wrong := &faults{prefix: "Fallback"}
 	f := &Fallback{config: c, events: newEvents("fallback", c.OnEvent), refreshing: callCount{empty: make(chan struct{})}}
@@ -143,7 +143,7 @@ func NewFallback(c FallbackConfig) (*Fallback, error) {
 	f.keys = answers.NewKeys(c.headers(wrong))
 	wrong.count("MaxBytes", c.MaxBytes)
 	f.store = answers.New[callID, *trip](or(c.MaxBytes, defaultFallbackBytes), maxAge)
-	if err := wrong.err(); err != nil {
+	if err := wrong.err(); err != nil || c.Off {
 		return nil, err
 	}
 	return f, nil
@@ -151,7 +151,7 @@ func NewFallback(c FallbackConfig) (*Fallback, error) {
 
 // Wrap puts the fallback around next; nil is a fresh HTTP/1.1 transport.
 func (f *Fallback) Wrap(next http.RoundTripper) http.RoundTripper {
-	if f == nil || f.config.Off {
+	if f == nil {
 		return next
 	}
 	return newDoor(next, func(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {

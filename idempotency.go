@@ -37,7 +37,7 @@ type IdempotencyConfig struct {
 	AssumeAbsentAfter time.Duration
 	// OnEvent hears this layer alone: the kinds that begin with "key.".
 	OnEvent func(Event)
-	// Off leaves the layer out of a [Stack]. An effect-once call is then never repeated, and nothing remembers it.
+	// Off leaves the layer out: [NewIdempotency] returns nil. An effect-once call is then never repeated, and nothing remembers it.
 	Off bool
 }
 
@@ -168,9 +168,9 @@ type idempotencyCounts struct {
 	flights                                                                                 atomic.Int64
 }
 
-// NewIdempotency checks the config; its error names every field that is wrong.
+// NewIdempotency checks the config; its error names every field that is wrong. With Off it returns nil.
 func NewIdempotency(cfg IdempotencyConfig) (*Idempotency, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.validate(); err != nil || cfg.Off {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()

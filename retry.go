@@ -27,7 +27,7 @@ type RetryConfig struct {
 	Ratio, RatioPerSecond float64
 	// OnEvent hears this layer alone: EventRetry, EventRetryRefused, EventThrottled.
 	OnEvent func(Event)
-	// Off leaves the layer out of a [Stack].
+	// Off leaves the layer out: [NewRetry] returns nil, which repeats nothing.
 	Off bool
 }
 
@@ -82,9 +82,9 @@ type Retry struct {
 	calls, attempts, retries, refusedByBudget, throttled, gaveUp atomic.Uint64
 }
 
-// NewRetry checks the config; its error names every field that is wrong.
+// NewRetry checks the config; its error names every field that is wrong. With Off it returns nil.
 func NewRetry(cfg RetryConfig) (*Retry, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.validate(); err != nil || cfg.Off {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()

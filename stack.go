@@ -11,7 +11,7 @@ import (
 )
 
 // Config is the whole stack. The zero Config is the documented default of every layer; each layer can be left out with
-// its Off.
+// its Off: it is nil in the Stack then. Its config is checked all the same.
 type Config struct {
 	// Describe says what a request is. nil: by HTTP method. It runs for every request, on the caller's goroutine; one
 	// that panics refuses the call.
@@ -64,26 +64,19 @@ func New(cfg Config) (*Stack, error) {
 	s := &Stack{workReq: workRequest(), epoch: time.Now(), closing: make(chan struct{})}
 	s.calls.empty = make(chan struct{})
 	var errs [8]error
-	s.Fallback, errs[0] = layer(cfg.Fallback.Off, cfg.Fallback, NewFallback)
-	s.Idempotency, errs[1] = layer(cfg.Idempotency.Off, cfg.Idempotency, NewIdempotency)
-	s.DLQ, errs[2] = layer(cfg.DLQ.Off, cfg.DLQ, NewDLQ)
-	s.Timeout, errs[3] = layer(cfg.Timeout.Off, cfg.Timeout, NewTimeout)
-	s.Retry, errs[4] = layer(cfg.Retry.Off, cfg.Retry, NewRetry)
-	s.Bulkhead, errs[5] = layer(cfg.Bulkhead.Off, cfg.Bulkhead, NewBulkhead)
-	s.Breaker, errs[6] = layer(cfg.Breaker.Off, cfg.Breaker, NewBreaker)
+	s.Fallback, errs[0] = NewFallback(cfg.Fallback)
+	s.Idempotency, errs[1] = NewIdempotency(cfg.Idempotency)
+	s.DLQ, errs[2] = NewDLQ(cfg.DLQ)
+	s.Timeout, errs[3] = NewTimeout(cfg.Timeout)
+	s.Retry, errs[4] = NewRetry(cfg.Retry)
+	s.Bulkhead, errs[5] = NewBulkhead(cfg.Bulkhead)
+	s.Breaker, errs[6] = NewBreaker(cfg.Breaker)
 	s.health, errs[7] = NewHealth(cfg.Health)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
 	s.wire(cfg)
 	return s, nil
-}
-
-func layer[C, L any](off bool, cfg C, make func(C) (*L, error)) (*L, error) {
-	if off {
-		return nil, nil //nolint:nilnil // a layer that was left out is nil
-	}
-	return make(cfg)
 }
 
 // road lists the doors from the outside in. This is the order.

@@ -38,7 +38,7 @@ type TimeoutConfig struct {
 	Cooperative bool
 	// OnEvent hears this layer alone: EventTimeout when a limit fired, EventAttemptLate when an attempt ended after it.
 	OnEvent func(Event)
-	// Off leaves the layer out of a [Stack].
+	// Off leaves the layer out: [NewTimeout] returns nil, which limits nothing.
 	Off bool
 }
 
@@ -91,9 +91,9 @@ type Timeout struct {
 	lingering atomic.Int64
 }
 
-// NewTimeout checks the config; its error names every field that is wrong.
+// NewTimeout checks the config; its error names every field that is wrong. With Off it returns nil.
 func NewTimeout(cfg TimeoutConfig) (*Timeout, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.validate(); err != nil || cfg.Off {
 		return nil, err
 	}
 	return &Timeout{cfg: cfg.withDefaults(), events: newEvents("timeout", cfg.OnEvent)}, nil

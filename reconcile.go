@@ -332,26 +332,28 @@ func (i *Idempotency) Stats() IdempotencyStats {
 	}
 }
 
-// Unsettled lists the keys that are in doubt or disputed, at most limit of them (0 or less: none), for health and for
+// Unsettled lists the keys that are in doubt or disputed, at most limit of them (0 or less: all), for health and for
 // operators. The error is ErrStore; what was read before it comes along.
 func (i *Idempotency) Unsettled(ctx context.Context, limit int) ([]Record, error) {
 	if i == nil {
 		return nil, nil
 	}
 	var list []Record
-	for cursor := ""; len(list) < limit; {
+	for cursor := ""; ; {
 		page, next, err := i.unsettled(ctx, cursor, 256)
 		if err != nil {
 			return list, &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
 		}
 		for _, rec := range page {
-			if (rec.State == KeyInDoubt || rec.State == KeyDisputed) && len(list) < limit {
-				list = append(list, rec)
+			if rec.State != KeyInDoubt && rec.State != KeyDisputed {
+				continue
+			}
+			if list = append(list, rec); len(list) == limit {
+				return list, nil
 			}
 		}
 		if cursor = next; cursor == "" {
-			break
+			return list, nil
 		}
 	}
-	return list, nil
 }

@@ -93,8 +93,10 @@ type keyEvent struct {
 	token string // whose event it is
 
 	claim    claimRequest  // claim; of others only who asks
-	deadline time.Time     // intend, resend: the lease of the send; looked: when to look again
-	answer   answerReceipt // answer; looked: only its kind, see lookedKey
+	deadline time.Time     // intend, resend: the lease of the send
+	answer   answerReceipt // answer
+	next     time.Time     // looked: when to look again; zero: never
+	failed   bool          // looked: it could not
 	evidence Evidence      // evidence
 	verdict  Resolution    // resolve
 	keep     time.Duration // how long a finished record stays; 0: it goes at once
@@ -110,7 +112,7 @@ const (
 	eventAnswer                       // what became of one send
 	eventExpire                       // a lease has run out
 	eventEvidence                     // a look-up, a webhook, an object seen
-	eventLooked                       // a look-up found nothing
+	eventLooked                       // a look-up found nothing, or failed
 	eventResolve                      // the operator's word
 	eventAbsent                       // the user's choice to assume that nothing happened
 	eventForget                       // the record is taken away
@@ -424,10 +426,10 @@ func lookedKey(r Record, e keyEvent) (Record, error) {
 	if r.State != KeyInDoubt {
 		return r, errConflict
 	}
-	if e.answer.kind == answerUnknown { // it found nothing; otherwise it was not made at all
+	if !e.failed {
 		r.Lookups++
 	}
-	r.NextLookup = e.deadline
+	r.NextLookup = e.next
 	return r, nil
 }
 

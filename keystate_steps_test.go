@@ -298,11 +298,11 @@ func (*blind) Finds(string) bool { return false }
 func TestT9_AbsenceNeedsLookUpsThatCouldFind(t *testing.T) {
 	rec := Record{State: KeyInDoubt, Lookups: minLookups}
 	i := newIdem(t, IdempotencyConfig{Reconcile: &finder{}, AssumeAbsentAfter: time.Hour})
-	require.NotZero(t, i.absentIn(rec))
-	require.Zero(t, newIdem(t, IdempotencyConfig{Reconcile: &blind{}, AssumeAbsentAfter: time.Hour}).absentIn(rec))
-	require.Zero(t, newIdem(t, IdempotencyConfig{Reconcile: &finder{}}).absentIn(rec))
+	require.NotZero(t, i.absentAt(rec))
+	require.Zero(t, newIdem(t, IdempotencyConfig{Reconcile: &blind{}, AssumeAbsentAfter: time.Hour}).absentAt(rec))
+	require.Zero(t, newIdem(t, IdempotencyConfig{Reconcile: &finder{}}).absentAt(rec))
 	rec.Lookups--
-	require.Zero(t, i.absentIn(rec))
+	require.Zero(t, i.absentAt(rec))
 }
 
 // The epoch grows with each claim, proof and re-send, also over the end of a retention; an answer counts for its own alone.

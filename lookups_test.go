@@ -319,7 +319,7 @@ func TestT9_LookUpsBeforeAResendDoNotCount(t *testing.T) {
 		require.Equal(t, 2, rec.Sends)
 		require.Equal(t, 2, rec.Doubts)
 		require.Zero(t, rec.Lookups)
-		require.Zero(t, i.absentIn(rec))
+		require.Zero(t, i.absentAt(rec))
 	})
 }
 

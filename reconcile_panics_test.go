@@ -76,7 +76,7 @@ func TestReconciler_PanicsHarmNobody(t *testing.T) {
 		_, err = dial(t.Context(), t, i.Wrap(p), "k", dialBody)
 		require.ErrorIs(t, err, ErrInDoubt)
 		rec.Lookups = minLookups
-		require.Zero(t, i.absentIn(rec), "it cannot be looked for")
+		require.Zero(t, i.absentAt(rec), "it cannot be looked for")
 		require.NoError(t, i.Observe(t.Context(), Evidence{ID: rec.ID, Calls: []Found{{ID: "call_1"}}}))
 		resp, err := dial(t.Context(), t, i.Wrap(p), "k", dialBody)
 		require.NoError(t, err)

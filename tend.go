@@ -154,30 +154,41 @@ func (i *Idempotency) tendKey(ctx context.Context, rec Record) (Record, time.Dur
 }
 
 func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.Duration) {
-	absent := i.absentIn(rec)
-	if i.cfg.Reconcile == nil || rec.NextLookup.IsZero() { // no look-up is planned
-		if absent != time.Nanosecond {
-			return rec, absent
-		}
-	} else if due := rec.NextLookup.Sub(i.store.Now()); due > 0 {
+	if due, planned := i.nextStep(rec); due > 0 || !planned {
 		return rec, due
 	}
 	looked := true
 	if i.cfg.Reconcile != nil {
 		rec, looked = i.look(ctx, rec)
 	}
-	if looked && rec.State == KeyInDoubt && i.absentIn(rec) == time.Nanosecond { // what was not listed earlier is not now
+	if looked && i.isAbsent(rec) { // what was not listed earlier is not now
 		return i.assumeAbsent(ctx, rec), 0
 	}
-	switch due := rec.NextLookup.Sub(i.store.Now()); {
-	case rec.State == KeyInDoubt && rec.NextLookup.IsZero():
-		return rec, i.absentIn(rec)
-	case rec.State == KeyInDoubt && due > 0:
-		return rec, due
-	case rec.finished() || rec.State == KeyDisputed:
+	if rec.finished() || rec.State == KeyDisputed {
 		return rec, 0
 	}
+	if due, planned := i.nextStep(rec); rec.State == KeyInDoubt && (due > 0 || !planned) {
+		return rec, due
+	}
 	return rec, afterRefusal // the store would not take what the look-up brought
+}
+
+// nextStep is how long it is until a key in doubt is looked up, or taken as not applied, if that is planned; 0: it is due.
+func (i *Idempotency) nextStep(rec Record) (due time.Duration, planned bool) {
+	at := rec.NextLookup
+	if i.cfg.Reconcile == nil || at.IsZero() { // no look-up is planned
+		at = i.absentAt(rec)
+	}
+	if at.IsZero() {
+		return 0, false
+	}
+	return max(0, at.Sub(i.store.Now())), true
+}
+
+// isAbsent reports whether a key in doubt may be taken as not applied by now.
+func (i *Idempotency) isAbsent(rec Record) bool {
+	at := i.absentAt(rec)
+	return rec.State == KeyInDoubt && !at.IsZero() && !i.store.Now().Before(at)
 }
 
 // flying reports whether a claim is of a flight of this process that is under way.
@@ -188,13 +199,12 @@ func (i *Idempotency) flying(rec Record) bool {
 	return f != nil && f.token == rec.Token
 }
 
-// absentIn is how long it is until a key in doubt may be taken as not applied, by the user's choice; 0: never.
-func (i *Idempotency) absentIn(rec Record) time.Duration {
+// absentAt is when a key in doubt may be taken as not applied, by the user's choice; zero: never.
+func (i *Idempotency) absentAt(rec Record) time.Time {
 	if i.cfg.AssumeAbsentAfter == 0 || !i.lookedEnough(rec) {
-		return 0
+		return time.Time{}
 	}
-	from := later(rec.Sent, rec.Lease) // the attempt itself must be over, too
-	return max(time.Nanosecond, from.Add(i.cfg.AssumeAbsentAfter).Sub(i.store.Now()))
+	return later(rec.Sent, rec.Lease).Add(i.cfg.AssumeAbsentAfter) // the attempt itself must be over, too
 }
 
 // lookedEnough reports whether absence may follow from the look-ups for a key: not where they could not have found it.
@@ -263,22 +273,20 @@ func (i *Idempotency) look(ctx context.Context, rec Record) (_ Record, looked bo
 
 // plan says when the next look-up is due after one that found nothing, or failed.
 func (i *Idempotency) plan(rec Record, err error, now time.Time) keyEvent {
-	e := keyEvent{kind: eventLooked}
-	if err != nil {
-		e.answer.kind, e.deadline = answerRefused, now.Add(afterRefusal)
+	e := keyEvent{kind: eventLooked, failed: err != nil}
+	if e.failed {
+		e.next = now.Add(afterRefusal)
 		if !isRefusal(err) { // the other side's: what fails for long is asked ever more rarely
-			e.deadline = now.Add(jitter(min(max(now.Sub(rec.Settled)/2, afterRefusal), rarest)))
+			e.next = now.Add(jitter(min(max(now.Sub(rec.Settled)/2, afterRefusal), rarest)))
 		}
 		return e
 	}
-	e.answer.kind = answerUnknown
 	rec.Lookups++
-	delay, absent := lookupDelay(rec.Lookups), i.absentIn(rec)
-	if delay >= 0 { // else the plan is used up: a webhook or a person settles it
-		e.deadline = now.Add(jitter(delay))
+	if delay := lookupDelay(rec.Lookups); delay >= 0 { // else the plan is used up: a webhook or a person settles it
+		e.next = now.Add(jitter(delay))
 	}
-	if at := now.Add(absent); absent > 0 && (delay < 0 || at.Before(e.deadline)) {
-		e.deadline = at // a last look, right before absence is assumed
+	if absent := i.absentAt(rec); !absent.IsZero() && (e.next.IsZero() || absent.Before(e.next)) {
+		e.next = later(absent, now) // a last look, right before absence is assumed
 	}
 	return e
 }

@@ -333,7 +333,7 @@ type healthWatcher struct {
 }
 
 // watch adds a passive check; call it before the Health is used. health_rules.go lists what each should report. It must
-// be cheap, must neither block nor run a user's code, and must not keep or change what it returned. The first reading is
+// be cheap, must neither block nor run a user's code (KeyStore.Now apart), and must not keep or change what it returned. The first reading is
 // the component's main one.
 func (h *Health) watch(name string, look func(context.Context) []CheckResult) {
 	h.watchers = append(h.watchers, healthWatcher{name: name, look: look})

@@ -39,7 +39,9 @@ type KeyStore interface {
 	// (nil: none), and returns how many it removed. It must not hold up other calls noticeably.
 	Sweep(ctx context.Context, limit int, pinned func(id string) bool) (removed int, err error)
 
-	// Now is the clock by which leases and retention are judged: the store's own where several machines share it.
+	// Now is the clock by which leases and retention are judged: the store's own where several machines share it. It is asked
+	// several times in each call, and by health, so it must answer at once: a store across the network keeps how far its
+	// clock is from this machine's, and finds that out anew now and then.
 	Now() time.Time
 
 	// Capabilities says what the store promises. It is asked often, and must always say the same.

@@ -82,6 +82,9 @@ func (r Record) LogValue() slog.Value {
 // finished reports whether nothing further is expected for the record.
 func (r *Record) finished() bool { return r.State == KeyConfirmed || r.State == KeyNotApplied }
 
+// unclear reports whether it is not known what became of the key.
+func (r *Record) unclear() bool { return r.State == KeyInDoubt || r.State == KeyDisputed }
+
 // expired reports whether the record has passed its retention, though it may not have been swept yet.
 func (r *Record) expired(now time.Time) bool { return r.finished() && !now.Before(r.Expires) }
 

@@ -34,34 +34,42 @@ func (i *Idempotency) changed(from, to Record) {
 // doubts is what this process knows of keys in doubt and disputed, so that health need not ask the store. Run refreshes it.
 type doubts struct {
 	mu       sync.Mutex
-	open     map[string]Record // without answers
+	open     map[string]openKey
 	storeBad bool
 }
+
+// openKey is one of which it is not known what became of it.
+type openKey struct {
+	since    time.Time
+	disputed bool
+}
+
+func openOf(r Record) openKey { return openKey{r.Settled, r.State == KeyDisputed} }
 
 func (d *doubts) note(r Record) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if r.State != KeyInDoubt && r.State != KeyDisputed {
+	if !r.unclear() {
 		delete(d.open, r.ID)
 		return
 	}
 	if d.open == nil {
-		d.open = map[string]Record{}
+		d.open = map[string]openKey{}
 	}
-	d.open[r.ID] = Record{ID: r.ID, State: r.State, Settled: r.Settled}
+	d.open[r.ID] = openOf(r)
 }
 
 // replace takes over what a look at the whole store found, which may have passed by what came in doubt since it began.
-func (d *doubts) replace(open map[string]Record, began time.Time, storeBad bool) {
+func (d *doubts) replace(open map[string]openKey, began time.Time, storeBad bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.storeBad = storeBad
 	if storeBad {
 		return
 	}
-	for id, r := range d.open {
-		if !r.Settled.Before(began) {
-			open[id] = r
+	for id, k := range d.open {
+		if !k.since.Before(began) {
+			open[id] = k
 		}
 	}
 	d.open = open
@@ -70,13 +78,13 @@ func (d *doubts) replace(open map[string]Record, began time.Time, storeBad bool)
 func (d *doubts) summary(now time.Time) (inDoubt, disputed int, oldest time.Duration, storeBad bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, r := range d.open {
-		if r.State == KeyDisputed {
+	for _, k := range d.open {
+		if k.disputed {
 			disputed++
 			continue
 		}
 		inDoubt++
-		oldest = max(oldest, now.Sub(r.Settled))
+		oldest = max(oldest, now.Sub(k.since))
 	}
 	return inDoubt, disputed, oldest, d.storeBad
 }
@@ -345,7 +353,7 @@ func (i *Idempotency) Unsettled(ctx context.Context, limit int) ([]Record, error
 			return list, &Error{Layer: "idempotency", Err: errors.Join(ErrStore, err)}
 		}
 		for _, rec := range page {
-			if rec.State != KeyInDoubt && rec.State != KeyDisputed {
+			if !rec.unclear() {
 				continue
 			}
 			if list = append(list, rec); len(list) == limit {

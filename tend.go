@@ -36,7 +36,7 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 		i.rewrite(ctx, id)
 	}
 	next, began := tendEvery, i.store.Now()
-	open := map[string]Record{}
+	open := map[string]openKey{}
 	var failed error
 	for cursor := ""; ; {
 		page, after, err := i.unsettled(ctx, cursor, 256)
@@ -48,8 +48,8 @@ func (i *Idempotency) tend(ctx context.Context) time.Duration {
 			if one.due > 0 {
 				next = min(next, one.due)
 			}
-			if rec := one.rec; rec.State == KeyInDoubt || rec.State == KeyDisputed {
-				open[rec.ID] = Record{ID: rec.ID, State: rec.State, Settled: rec.Settled}
+			if one.rec.unclear() {
+				open[one.rec.ID] = openOf(one.rec)
 			}
 		}
 		if cursor = after; cursor == "" || ctx.Err() != nil {

@@ -3,6 +3,7 @@ package resilience
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -132,7 +133,7 @@ func (b *Bulkhead) enter(ctx context.Context, t *trip, tier slots.Tier) error {
 // sent home without this call.
 func (b *Bulkhead) comeIn(ctx context.Context, t *trip, tier slots.Tier) error {
 	var w *waiter
-	for asked, asking := b.refusal == nil, uint64(0); ; asked = true {
+	for asked := uint64(neverAsked); ; {
 		share := b.shareNow()
 		if why := b.ended(ctx); why != admitted {
 			return b.turnAway(ctx, b.waiterOf(w, t, tier), why, nil)
@@ -143,24 +144,31 @@ func (b *Bulkhead) comeIn(ctx context.Context, t *trip, tier slots.Tier) error {
 			return nil
 		}
 		w = b.waiterOf(w, t, tier)
-		if asked && asking == b.openings {
+		if b.refusal == nil || asked == b.openings {
 			why, maxWait := b.enqueue(w, share), b.maxWait
 			b.mu.Unlock()
-			if why != admitted {
-				return w.Value.reason(ctx, why)
-			}
-			err := b.sit(ctx, w, maxWait)
-			if err == nil {
-				b.reuse(w)
-			}
-			return err
+			return b.stay(ctx, w, why, maxWait)
 		}
-		asking = b.openings
+		asked = b.openings
 		b.mu.Unlock()
 		if err := b.refusal(t.call); err != nil {
 			return b.turnAway(ctx, w, shedOpen, err)
 		}
 	}
+}
+
+const neverAsked = math.MaxUint64 // and so not since any opening
+
+// stay is for a call that has a place to wait, or why it has none.
+func (b *Bulkhead) stay(ctx context.Context, w *waiter, why shed, maxWait time.Duration) error {
+	if why != admitted {
+		return w.Value.reason(ctx, why)
+	}
+	err := b.sit(ctx, w, maxWait)
+	if err == nil {
+		b.reuse(w)
+	}
+	return err
 }
 
 func (b *Bulkhead) waiterOf(w *waiter, t *trip, tier slots.Tier) *waiter {

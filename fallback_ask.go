@@ -150,7 +150,7 @@ func (f *Fallback) share(ctx context.Context, resp *http.Response, kept *answers
 func outOfOwnTime(err error) (own bool) {
 	walk(err, func(e error) {
 		ours, _ := e.(*Error) //nolint:errorlint // walk visits every node itself
-		inTime := ours == nil || ours.Limit != limitBudget.String() && ours.Limit != "caller"
+		inTime := ours == nil || ours.Limit != limitBudget.String() && ours.Limit != limitCaller.String()
 		own = own || !inTime || e == ErrThrottled //nolint:errorlint // as above
 	})
 	return own

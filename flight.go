@@ -30,7 +30,7 @@ type flight struct {
 	shared    bool          // somebody joined
 	unbounded bool          // somebody waits without a deadline
 	latest    time.Time     // deadline of the most patient waiter
-	whose     string        // what sets it, see firstLimit
+	whose     limitKind     // what sets it, see firstLimit
 	givenUp   []func()      // to be run when the last waiter ran out of time
 	owed      bool          // an earlier send of the key is in doubt
 	told      bool          // somebody left who was told that the outcome is in doubt
@@ -92,7 +92,7 @@ func (f *flight) extend(ctx context.Context) {
 	}
 }
 
-func (f *flight) limit() string {
+func (f *flight) limit() limitKind {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.whose

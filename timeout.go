@@ -201,23 +201,6 @@ func (l *Timeout) budget(ctx context.Context, t *trip, req *http.Request, next l
 	return resp, err
 }
 
-// limitKind names the limits, which are counted apart.
-type limitKind uint8
-
-const (
-	limitRequest limitKind = iota
-	limitConnect
-	limitUpload
-	limitLongPoll
-	limitCall
-	limitBudget
-	limitKinds
-)
-
-func (k limitKind) String() string {
-	return nameOf(int(k), "request", "connect", "upload", "long-poll", "limit", "budget")
-}
-
 // cooperates reports whether what comes next returns when its context ends.
 func (l *Timeout) cooperates(next leg) bool {
 	if l.cfg.Cooperative {

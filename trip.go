@@ -178,10 +178,10 @@ func (t *trip) gone(ctx context.Context, layer string) *Error {
 	e := t.refuse(layer, cause)
 	switch {
 	case errors.Is(cause, errBudget):
-		e.Limit = "budget"
+		e.Limit = limitBudget.String()
 	case errors.Is(cause, ErrClosed):
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		e.Limit = "caller"
+		e.Limit = limitCaller.String()
 	}
 	if !errors.Is(cause, ctx.Err()) && !errors.Is(cause, errBudget) && !errors.Is(cause, ErrClosed) {
 		e.Err = errors.Join(cause, ctx.Err())
@@ -191,21 +191,41 @@ func (t *trip) gone(ctx context.Context, layer string) *Error {
 
 func (t *trip) goneSoon(ctx context.Context, layer string) *Error {
 	e := t.refuse(layer, errBudget)
-	if e.Limit = firstLimit(ctx); t.flight != nil {
-		e.Limit = t.flight.limit()
+	first := firstLimit(ctx)
+	if t.flight != nil {
+		first = t.flight.limit()
 	}
-	if e.Limit == "caller" {
+	if first == limitCaller {
 		e.Err = context.DeadlineExceeded
 	}
+	e.Limit = first.String()
 	return e
 }
 
+// limitKind names the limits.
+type limitKind uint8
+
+const (
+	limitRequest limitKind = iota
+	limitConnect
+	limitUpload
+	limitLongPoll
+	limitCall
+	limitBudget
+	limitCaller
+	limitKinds
+)
+
+func (k limitKind) String() string {
+	return nameOf(int(k), "request", "connect", "upload", "long-poll", "limit", "budget", "caller")
+}
+
 // firstLimit names what ends the call of ctx first: its budget, or the time its caller has.
-func firstLimit(ctx context.Context) string {
+func firstLimit(ctx context.Context) limitKind {
 	if call, _ := ctx.Value(callContextKey{}).(*callContext); call != nil && !call.budgetIsFirst() {
-		return "caller"
+		return limitCaller
 	}
-	return "budget"
+	return limitBudget
 }
 
 // tooLate reports whether the time that is left is too short for an attempt. Work that did not come by a road is left to

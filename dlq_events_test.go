@@ -80,10 +80,10 @@ func TestDLQ_EveryRedriveIsToldAndCounted(t *testing.T) {
 			want: RedrivePaused, why: missing, event: "authorize",
 		},
 		"nothing to send":      {letter: Letter{Operation: "unknown"}, want: RedriveParked, event: "unknown-operation"},
-		"looked up: done":      {letter: Letter{InDoubt: true}, verdict: keyDone, want: RedriveDone},
+		"looked up: done":      {letter: Letter{InDoubt: true}, verdict: keyDone, want: RedriveDone, event: "settled"},
 		"looked up: unknown":   {letter: Letter{InDoubt: true}, verdict: keyUnknown, want: RedriveInDoubt, why: ErrInDoubt, event: "in-doubt"},
 		"looked up: not done":  {answer: dlqStatus(200), letter: Letter{InDoubt: true}, verdict: keyNotApplied, want: RedriveDone, event: "done"},
-		"looked up: but spent": {letter: Letter{InDoubt: true, Attempts: 5}, verdict: keyNotApplied, want: RedriveParked},
+		"looked up: but spent": {letter: Letter{InDoubt: true, Attempts: 5}, verdict: keyNotApplied, want: RedriveParked, event: "attempts"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -105,11 +105,7 @@ func TestDLQ_EveryRedriveIsToldAndCounted(t *testing.T) {
 				if c.why != nil {
 					require.ErrorIs(t, r.Err, c.why)
 				}
-				var events []string
-				if c.event != "" {
-					events = []string{c.event}
-				}
-				require.Equal(t, events, h.of(t, d, EventLetterRedriven))
+				require.Equal(t, []string{c.event}, h.of(t, d, EventLetterRedriven))
 				s := d.Stats()
 				require.EqualValues(t, 1, s.Redriven)
 				if l, ok := d.Get("id"); ok {

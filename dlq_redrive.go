@@ -179,6 +179,7 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 	s, enough := ls.slot, d.cfg.Attempts >= 0 && ls.letter.Attempts >= d.cfg.Attempts
 	switch {
 	case verdict == keyDone:
+		d.tell(EventLetterRedriven, s.letter, "settled")
 		d.found(s)
 		return RedriveResult{Status: RedriveDone, LetterID: ls.letter.ID}, true
 	case verdict == keyNotApplied && !enough:
@@ -189,6 +190,7 @@ func (d *DLQ) lookUp(ls *lease) (result RedriveResult, settled bool) {
 	s.token = 0
 	if verdict == keyNotApplied {
 		d.park(s, "attempts", func(l *Letter) { l.setDoubt(false, time.Time{}); l.Redrives++ })
+		d.tell(EventLetterRedriven, s.letter, "attempts")
 		result.Status, result.Err = RedriveParked, errors.New("dlq: the write has not happened, and no attempt is left")
 		return result, true
 	}

@@ -72,7 +72,7 @@ const (
 	EventLetterAdded    EventKind = "letter.added"          // the queue owns a write now
 	EventLetterRefused  EventKind = "letter.refused"        // there was no room, the caller keeps the write
 	EventLetterDropped  EventKind = "letter.dropped"        // gone, to make room or into DLQConfig.Spill; Cause says which
-	EventLetterRedriven EventKind = "letter.redriven"       // a try; Cause says how it went
+	EventLetterRedriven EventKind = "letter.redriven"       // a try or a look-up; Cause says how it went
 	EventLetterDone     EventKind = "letter.done"           // its write has happened
 	EventLetterParked   EventKind = "letter.parked"         // given up: a person has to look
 	EventLetterDeleted  EventKind = "letter.deleted"        // by hand; Cause is the reason given

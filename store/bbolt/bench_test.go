@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -12,13 +13,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/internal/codec"
 )
 
 // answered is a record of the usual size.
 func answered(s *Store, id string) resilience.Record {
-	rec := sample()
-	rec.ID, rec.State, rec.Expires, rec.Body = id, resilience.KeyConfirmed, s.Now(), make([]byte, 800)
-	return rec
+	now := s.Now()
+	return resilience.Record{
+		ID: id, State: resilience.KeyConfirmed, Operation: "create-phone-call", Fingerprint: "f1:0123456789abcdef0123456789abcdef",
+		Owner: "owner", Token: "token", Epoch: 2, Lease: now, Sends: 1, Claimed: now, Sent: now, Settled: now, Expires: now,
+		CallID: "call_0123456789abcdef", Status: 201, Header: http.Header{"Content-Type": {"application/json"}}, Body: make([]byte, 800),
+	}
 }
 
 func benchmarkSwap(b *testing.B, writers int) {
@@ -179,7 +184,7 @@ func BenchmarkLoadLetters100k(b *testing.B) {
 				l := sampleLetter()
 				l.ID, l.Body = fmt.Sprintf("%012d", i), make([]byte, 400)
 				l.Key = l.ID
-				if err := bucket.Put([]byte(l.ID), encodeLetter(l)); err != nil {
+				if err := bucket.Put([]byte(l.ID), codec.EncodeLetter(l)); err != nil {
 					return err
 				}
 			}

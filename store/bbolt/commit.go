@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/internal/codec"
 )
 
 // What one commit takes at most, so that nobody waits long for the writes of others.
@@ -106,7 +107,7 @@ func (b *batch) put(current, rec resilience.Record) (version uint64, err error) 
 	} else if err = b.unlist(current); err != nil {
 		return 0, err
 	}
-	if err = b.records.Put(id, encode(rec)); err != nil {
+	if err = b.records.Put(id, codec.EncodeRecord(rec)); err != nil {
 		return 0, err
 	}
 	if !finished(rec) {

@@ -14,6 +14,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/retell-resilience/resilience/internal/codec"
 )
 
 // Open opens the key store in the file at path, and creates it if there is none; its folder must exist. It reads the
@@ -214,7 +216,7 @@ func check(tx *bbolt.Tx) error {
 	var records int64
 	newest := uint64(0)
 	err = tx.Bucket(bucketRecords).ForEach(func(k, v []byte) error {
-		rec, err := decode(string(k), v)
+		rec, err := codec.DecodeRecord(string(k), v)
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@
 //
 // The buckets are records, by id; the ids of what is not settled; the finished ones by expiry; and letters, by id. So neither looking
 // after keys in doubt nor sweeping reads what is of no concern. A record is a version byte, fields with a number and a
-// length each, and a checksum over it and its id (see encode.go). A record of a version or with a field that is not known
+// length each, and a checksum over it and its id. A record of a version or with a field that is not known
 // is an error that wraps [ErrNewer], never a record without it. Times come back in UTC, exact to the nanosecond.
 //
 // Answers of calls and requests of letters, with what they say about people, are in the file; it is created with mode 0600.
@@ -46,6 +46,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/internal/codec"
 )
 
 var (
@@ -53,9 +54,9 @@ var (
 	ErrLocked = errors.New("the key store's file is in use")
 	// ErrCorrupt means that the file is damaged or is not a key store. Nothing was changed in it. Do not go on with a
 	// new file as if nothing had been sent: keys in doubt are in the old one.
-	ErrCorrupt = errors.New("the key store's file is damaged")
+	ErrCorrupt = codec.ErrDamaged
 	// ErrNewer means that the file or a record was written by a version of this package that knows more than this one.
-	ErrNewer = errors.New("written by a newer version of this package")
+	ErrNewer = codec.ErrNewer
 )
 
 // Options of [Open]. The zero value is the documented default.
@@ -208,7 +209,7 @@ func load(records *bbolt.Bucket, id string) (resilience.Record, error) {
 	if value == nil {
 		return resilience.Record{}, nil
 	}
-	return decode(id, value)
+	return codec.DecodeRecord(id, value)
 }
 
 // Unsettled implements [resilience.KeyStore]. It reads the records that it returns, and no others.

@@ -1,4 +1,4 @@
-package boltstore
+package codec
 
 import (
 	"encoding/binary"
@@ -24,28 +24,28 @@ func sample() resilience.Record {
 }
 
 // Every field is stored: one that is added to Record must get a number here.
-func TestEncode_EveryField(t *testing.T) {
+func TestRecord_EveryField(t *testing.T) {
 	v := reflect.ValueOf(sample())
 	for i := range v.NumField() {
 		require.False(t, v.Field(i).IsZero(), "sample leaves Record.%s out", v.Type().Field(i).Name)
 	}
-	got, err := decode("id", encode(sample()))
+	got, err := DecodeRecord("id", EncodeRecord(sample()))
 	require.NoError(t, err)
 	require.Equal(t, sample(), got)
 	small := resilience.Record{ID: "id", Version: 1, State: resilience.KeyClaimed}
-	got, err = decode("id", encode(small))
+	got, err = DecodeRecord("id", EncodeRecord(small))
 	require.NoError(t, err)
 	require.Equal(t, small, got)
 }
 
 // What was written once can be read for ever.
-func TestDecode_Version1(t *testing.T) {
+func TestRecord_Version1(t *testing.T) {
 	b, err := hex.DecodeString(golden)
 	require.NoError(t, err)
-	got, err := decode("id", b)
+	got, err := DecodeRecord("id", b)
 	require.NoError(t, err)
 	require.Equal(t, sample(), got)
-	require.Equal(t, golden, hex.EncodeToString(encode(sample())))
+	require.Equal(t, golden, hex.EncodeToString(EncodeRecord(sample())))
 }
 
 const golden = "010102ac0202010603026f70040466313a3005026d650601740701020806c09ba2b00d050901020a01040b06c09ba2b00d050c06c09ba2b00d050d06c09ba2b00d050e06c09ba2b00d050f0163100402016300110012029203130a0201410201ff00014200140200ff15016516026361170272651801011906c09ba2b00d051a03726573c5632cb2"
@@ -55,33 +55,33 @@ func sealed(id string, b []byte) []byte {
 	return binary.BigEndian.AppendUint32(append([]byte(nil), b...), checksum(id, b))
 }
 
-func TestDecode_NothingIsDroppedSilently(t *testing.T) {
-	whole := encode(sample())
+func TestRecord_NothingIsDroppedSilently(t *testing.T) {
+	whole := EncodeRecord(sample())
 	content := whole[:len(whole)-4]
 	newer := append([]byte(nil), content...)
 	newer[0] = 2
-	_, err := decode("id", sealed("id", newer))
+	_, err := DecodeRecord("id", sealed("id", newer))
 	require.ErrorIs(t, err, ErrNewer)
-	_, err = decode("id", sealed("id", append(append([]byte(nil), content...), 200, 1, 7)))
+	_, err = DecodeRecord("id", sealed("id", append(append([]byte(nil), content...), 200, 1, 7)))
 	require.ErrorIs(t, err, ErrNewer)
-	_, err = decode("id", sealed("id", []byte{1, 1, 1, 1, 2, 1, 99}))
+	_, err = DecodeRecord("id", sealed("id", []byte{1, 1, 1, 1, 2, 1, 99}))
 	require.ErrorIs(t, err, ErrNewer)
-	_, err = decode("other", whole)
-	require.ErrorIs(t, err, ErrCorrupt)
+	_, err = DecodeRecord("other", whole)
+	require.ErrorIs(t, err, ErrDamaged)
 	for i := range whole {
 		for bit := range 8 {
 			bad := append([]byte(nil), whole...)
 			bad[i] ^= 1 << bit
-			_, err := decode("id", bad)
+			_, err := DecodeRecord("id", bad)
 			require.Error(t, err, "byte %d", i)
 		}
-		_, err := decode("id", whole[:i])
+		_, err := DecodeRecord("id", whole[:i])
 		require.Error(t, err)
 	}
 }
 
 // Behind a checksum that fits, what makes no sense is damage all the same: nothing of it may be read as something else.
-func TestDecode_NoSense(t *testing.T) {
+func TestRecord_NoSense(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"a number that does not end":     {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldSends, 1, 0x80},
 		"more than a number":             {encoding, fieldVersion, 1, 1, fieldState, 1, 1, fieldSends, 2, 2, 2},
@@ -95,24 +95,24 @@ func TestDecode_NoSense(t *testing.T) {
 		"no version":                     {encoding, fieldState, 1, 1},
 		"no state":                       {encoding, fieldVersion, 1, 1},
 	} {
-		rec, err := decode("id", sealed("id", b))
-		require.ErrorIs(t, err, ErrCorrupt, name)
+		rec, err := DecodeRecord("id", sealed("id", b))
+		require.ErrorIs(t, err, ErrDamaged, name)
 		require.Equal(t, resilience.Record{}, rec, name)
 	}
 }
 
-func FuzzDecode(f *testing.F) {
-	whole := encode(sample())
+func FuzzDecodeRecord(f *testing.F) {
+	whole := EncodeRecord(sample())
 	f.Add(whole[:len(whole)-4])
 	f.Add([]byte{1, 1, 1, 1, 2, 1, 1})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		rec, err := decode("id", sealed("id", b)) // past the checksum
+		rec, err := DecodeRecord("id", sealed("id", b)) // past the checksum
 		if err != nil {
 			require.Equal(t, resilience.Record{}, rec)
 			return
 		}
-		again, err := decode("id", encode(rec))
+		again, err := DecodeRecord("id", EncodeRecord(rec))
 		require.NoError(t, err)
 		require.Equal(t, rec, again)
 	})

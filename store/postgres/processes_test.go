@@ -1,0 +1,227 @@
+package pgstore_test
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/retell-resilience/resilience"
+	"github.com/retell-resilience/resilience/retell"
+	"github.com/retell-resilience/resilience/retell/retelltest"
+	pgstore "github.com/retell-resilience/resilience/store/postgres"
+)
+
+// A worker is this test binary again, with these in its environment: one instance of a service, which makes every call that
+// is to be made, as if a load balancer had sent each request to every instance.
+const (
+	workerEnv = "PGSTORE_WORKER_DSN"
+	tableEnv  = "PGSTORE_WORKER_TABLE"
+	urlEnv    = "PGSTORE_WORKER_URL"
+)
+
+const (
+	people   = 200
+	callers  = 8 // at a time, in each worker
+	patience = 2 * time.Minute
+)
+
+func keyOf(n int) string    { return fmt.Sprintf("reminder:%04d", n) }
+func numberOf(n int) string { return fmt.Sprintf("+1555100%04d", n) }
+
+// workerConfig is Retell's with limits short enough for a test.
+func workerConfig(store resilience.KeyStore) resilience.Config {
+	cfg := retell.Config()
+	cfg.Describe = func(req *http.Request) resilience.Call {
+		c := retell.Describe(req)
+		if c.Operation == "create-phone-call" {
+			c.Limit, c.Budget = 500*time.Millisecond, 2*time.Second
+		}
+		return c
+	}
+	cfg.Idempotency.Store = store
+	cfg.Breaker.MetricsOnly = true // a third of the answers are faults
+	cfg.Retry.Base = 20 * time.Millisecond
+	cfg.DLQ.Off = true // what fails is the caller's
+	return cfg
+}
+
+// work is the life of a worker: it says "done" when it has asked for every call, and ends when its stdin does.
+func work(dsn string) int {
+	if err := callAll(dsn); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func callAll(dsn string) error {
+	db, err := sql.Open("pgx", dsn)
+	if err != nil {
+		return err
+	}
+	store, err := pgstore.Open(context.Background(), db, pgstore.Options{Table: os.Getenv(tableEnv)})
+	if err != nil {
+		return err
+	}
+	client, err := retell.New("key_test", retell.WithBaseURL(os.Getenv(urlEnv)), retell.WithConfig(workerConfig(store)))
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- client.Stack().Run(context.Background()) }()
+	jobs := make(chan int)
+	var calls sync.WaitGroup
+	for range callers {
+		calls.Go(func() {
+			for n := range jobs {
+				insist(client, n)
+			}
+		})
+	}
+	for n := range people { // in the same order in all of them: who is behind catches up, since answers are replayed, and races
+		jobs <- n
+	}
+	close(jobs)
+	calls.Wait()
+	fmt.Println("done")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	err = client.Close(context.Background())
+	return errors.Join(err, <-ended, db.Close())
+}
+
+// insist asks for a call until it is made, or may have been.
+func insist(client *retell.Client, n int) {
+	for range 100 {
+		_, err := client.Calls.CreatePhoneCall(context.Background(), retell.CreatePhoneCallParams{
+			FromNumber: "+15550001000", ToNumber: numberOf(n),
+		}, retell.IdempotencyKey(keyOf(n)))
+		var ours *resilience.Error
+		switch {
+		case err == nil, resilience.InDoubt(err):
+			return
+		case errors.As(err, &ours) && ours.RetryAfter > 0:
+			<-time.After(min(ours.RetryAfter, 200*time.Millisecond))
+		}
+	}
+}
+
+type process struct {
+	*exec.Cmd
+	stdin  io.Closer
+	done   chan struct{} // closed when it says so, or has ended
+	stderr *strings.Builder
+}
+
+func startWorker(t *testing.T, dsn, table, url string) *process {
+	t.Helper()
+	p := &process{Cmd: exec.CommandContext(t.Context(), os.Args[0]), done: make(chan struct{}), stderr: &strings.Builder{}} //nolint:gosec // this binary
+	p.Env = append(os.Environ(), workerEnv+"="+dsn, tableEnv+"="+table, urlEnv+"="+url)
+	p.Stderr = p.stderr
+	in, err := p.StdinPipe()
+	require.NoError(t, err)
+	out, err := p.StdoutPipe()
+	require.NoError(t, err)
+	p.stdin = in
+	require.NoError(t, p.Start())
+	go func() {
+		defer close(p.done)
+		lines := bufio.NewScanner(out)
+		for lines.Scan() && lines.Text() != "done" {
+			continue
+		}
+	}()
+	return p
+}
+
+// until waits for something that others bring about.
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-over.C:
+			t.Fatalf("waited too long until %s", what)
+		}
+	}
+}
+
+// Three instances of a service are asked for the same calls at the same time, while answers get lost, and one of them is
+// killed in the middle. Nobody is called twice, and of everybody it is known in the end whether they were called.
+func TestProcesses_OneKeyOneRing(t *testing.T) {
+	s := needServer(t)
+	retellServer := retelltest.NewServer(retelltest.WithSeed(1), retelltest.WithConcurrency(-1), retelltest.WithoutServerKeys())
+	t.Cleanup(retellServer.Close)
+	const op = "create-phone-call"
+	retellServer.Rate(op, 0.15, retelltest.LostAnswer())
+	retellServer.Rate(op, 0.10, retelltest.ResetBeforeEffect())
+	retellServer.Rate(op, 0.03, retelltest.HangAfterEffect())
+	retellServer.Rate(op, 0.05, retelltest.Status(http.StatusTooManyRequests, "Retry-After", "0"))
+	table := tableName()
+	var workers []*process
+	for range 3 {
+		workers = append(workers, startWorker(t, s.dsn(), table, retellServer.URL()))
+	}
+	until(t, "a third has been called", func() bool { return len(retellServer.AllRings()) > people/3 })
+	require.NoError(t, workers[0].Process.Kill())
+	require.Error(t, workers[0].Wait())
+	for _, w := range workers[1:] {
+		<-w.done
+	}
+	retellServer.ClearFaults()
+	retellServer.Release()
+
+	keys, err := resilience.NewIdempotency(resilience.IdempotencyConfig{Store: open(t, connect(t, "pgx", s.dsn()), table)})
+	require.NoError(t, err)
+	stateOf := func(n int) resilience.Record {
+		rec, err := keys.Lookup(t.Context(), keyOf(n))
+		require.NoError(t, err)
+		return rec
+	}
+	until(t, "whatever rang is confirmed, and nothing is under way", func() bool {
+		rings := retellServer.AllRings()
+		for n := range people {
+			rec := stateOf(n)
+			require.LessOrEqual(t, rings[numberOf(n)], 1, "%s: %v", keyOf(n), rec)
+			if rec.State == resilience.KeyClaimed || rec.State == resilience.KeySending ||
+				rings[numberOf(n)] > 0 && rec.State != resilience.KeyConfirmed {
+				return false
+			}
+		}
+		return true
+	})
+	for _, w := range workers[1:] {
+		require.NoError(t, w.stdin.Close())
+		require.NoError(t, w.Wait(), w.stderr.String())
+	}
+
+	rings, calls, ends := retellServer.AllRings(), map[string]string{}, map[resilience.KeyState]int{}
+	for _, c := range retellServer.Calls() {
+		calls[c.To] = c.ID
+	}
+	for n := range people {
+		rec, rang := stateOf(n), rings[numberOf(n)]
+		ends[rec.State]++
+		require.LessOrEqual(t, rang, 1, "%s: %v", keyOf(n), rec)
+		require.Equal(t, rang == 1, rec.State == resilience.KeyConfirmed, "%s: %v", keyOf(n), rec)
+		require.Equal(t, calls[numberOf(n)], rec.CallID, "%s: %v", keyOf(n), rec)
+	}
+	require.Positive(t, ends[resilience.KeyInDoubt], "no answer was lost: the test shows less than it says")
+	require.Greater(t, retellServer.Requests(op), people/2)
+	t.Logf("%v; %d requests to call, %d phones rang", ends, retellServer.Requests(op), len(rings))
+}

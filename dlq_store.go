@@ -71,7 +71,48 @@ func withRequest(l *Letter, change func(Letter) (Letter, error)) (Letter, error)
 
 // load fills the new queue from its store. Nobody else knows the queue yet.
 func (d *DLQ) load() error {
-	ctx, cancel := context.WithTimeout(context.Background(), letterLoadLimit)
+	letters, err := d.lettersOf(context.Background(), d.cfg.Store)
+	if err != nil {
+		return fmt.Errorf("dlq: loading the letters: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range letters {
+		d.takeIn(l)
+	}
+	d.box.oldestDue(time.Now()) // sorts what is due, while nobody waits for that
+	return nil
+}
+
+// Adopt brings the letters of another store, whose queue is gone, into this queue, as Import does with those of a file: what is
+// here already stays as it is, and a doubt is about what another process sent. Each is removed from that store when it is in
+// the queue, and in DLQConfig.Store. Those for which there is no room stay where they are ([ErrLettersFull]), and so do all
+// where one cannot be read, or opened by DLQConfig.Open; after any error Adopt may be called again. The store must be
+// nobody's meanwhile, and the keys of its letters in the store of this stack's keys, or a letter that was on its way when its
+// queue ended would be sent again.
+func (d *DLQ) Adopt(ctx context.Context, from LetterStore) error {
+	if d == nil {
+		return fmt.Errorf("%w: there is no queue", ErrLettersFull)
+	}
+	letters, err := d.lettersOf(ctx, from)
+	if err != nil {
+		return fmt.Errorf("dlq: adopting letters: %w", err)
+	}
+	d.date(letters)
+	for _, l := range letters {
+		if err := d.bringIn([]*Letter{l}); err != nil {
+			return err
+		}
+		if err := d.guard(l.Operation, func() error { return from.Remove(ctx, l.ID) }); err != nil {
+			return fmt.Errorf("dlq: adopting letters: %s is here, and cannot be removed there: %w", l.ID, err)
+		}
+	}
+	return nil
+}
+
+// lettersOf reads a store, within a minute.
+func (d *DLQ) lettersOf(ctx context.Context, store LetterStore) ([]*Letter, error) {
+	ctx, cancel := context.WithTimeout(ctx, letterLoadLimit)
 	defer cancel()
 	type loaded struct {
 		letters []*Letter
@@ -81,7 +122,7 @@ func (d *DLQ) load() error {
 	go func() { // it outlives the call only where a store ignores its context
 		var all loaded
 		all.err = d.guard("", func() error {
-			return d.cfg.Store.Load(ctx, func(l Letter) error {
+			return store.Load(ctx, func(l Letter) error {
 				opened, err := d.open(&l)
 				if err == nil && l.ID == "" {
 					err = errors.New("it has no id")
@@ -96,22 +137,12 @@ func (d *DLQ) load() error {
 		})
 		done <- all
 	}()
-	var all loaded
 	select {
-	case all = <-done:
+	case all := <-done:
+		return all.letters, all.err
 	case <-ctx.Done():
-		all.err = context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	if all.err != nil {
-		return fmt.Errorf("dlq: loading the letters: %w", all.err)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, l := range all.letters {
-		d.takeIn(l)
-	}
-	d.box.oldestDue(time.Now()) // sorts what is due, while nobody waits for that
-	return nil
 }
 
 // takeIn makes a letter of the store one of the queue, whatever the bounds. Two may have one key, when a removal did not

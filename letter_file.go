@@ -138,6 +138,11 @@ func (d *DLQ) Import(r io.Reader) error {
 		return fmt.Errorf("dlq: import: %w", err)
 	}
 	d.date(letters)
+	return d.bringIn(letters)
+}
+
+// bringIn returns when letters from elsewhere are in the queue and its store, all or none of them.
+func (d *DLQ) bringIn(letters []*Letter) error {
 	for {
 		all, coming, err := d.expectAll(letters)
 		switch {

@@ -12,8 +12,8 @@ import (
 
 // Options of [Open]. The zero value is the documented default.
 type Options struct {
-	// Table is the name of the table, "resilience_keys" if empty: lower-case letters, digits and _, at most 40 of them.
-	// It lies in the first schema of the connections' search_path. Services that share a database need a table or a schema each:
+	// Table is the name of the table of keys, "resilience_keys" if empty: lower-case letters, digits and _, at most 40 of them. That of
+	// letters has "_letters" behind it. They lie in the first schema of the connections' search_path. Services that share a database need a table or a schema each:
 	// each looks after all keys that it finds.
 	Table string
 	// AllowLoss accepts a server that may lose what it has acknowledged (fsync or synchronous_commit is off), for tests and
@@ -67,7 +67,7 @@ func Open(ctx context.Context, db *sql.DB, opts Options) (*Store, error) {
 	if err := create(ctx, db, table, opts); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, durable: durable, sql: newStatements(table)}
+	s := &Store{db: db, table: table, durable: durable, sql: newStatements(table)}
 	if _, err := db.ExecContext(ctx, s.sql.probe); err != nil {
 		return nil, fmt.Errorf("pgstore: table %s is not what Options.Schema describes: %w", table, err)
 	}
@@ -93,9 +93,9 @@ func check(ctx context.Context, db *sql.DB) (durable bool, err error) {
 	return fsync == "on" && commit != "off", nil
 }
 
-// create makes the table and its indexes. Who finds them there needs no right to make any; of several who do not, one goes first.
+// create makes the tables and their indexes. Who finds them there needs no right to make any; of several who do not, one goes first.
 func create(ctx context.Context, db *sql.DB, table string, opts Options) error {
-	if there, err := exists(ctx, db, table); there || err != nil {
+	if there, err := exist(ctx, db, table, lettersTable(table)); there || err != nil {
 		return err
 	}
 	statements, err := opts.Schema()
@@ -124,9 +124,10 @@ func create(ctx context.Context, db *sql.DB, table string, opts Options) error {
 	return nil
 }
 
-func exists(ctx context.Context, db *sql.DB, table string) (there bool, err error) {
-	if err := db.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, table).Scan(&there); err != nil {
+func exist(ctx context.Context, db *sql.DB, keys, letters string) (both bool, err error) {
+	err = db.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL`, keys, letters).Scan(&both)
+	if err != nil {
 		return false, fmt.Errorf("pgstore: %w", err)
 	}
-	return there, nil
+	return both, nil
 }

@@ -12,3 +12,12 @@ CREATE TABLE IF NOT EXISTS resilience_keys (
 CREATE INDEX IF NOT EXISTS resilience_keys_unsettled ON resilience_keys (id) WHERE unsettled;
 
 CREATE INDEX IF NOT EXISTS resilience_keys_expires ON resilience_keys (expires, id) WHERE expires IS NOT NULL;
+
+CREATE TABLE IF NOT EXISTS resilience_keys_letters (
+	queue     text NOT NULL, -- of one instance
+	id        bytea NOT NULL,
+	operation text NOT NULL,
+	parked    boolean NOT NULL,
+	letter    bytea NOT NULL,
+	PRIMARY KEY (queue, id)
+);

@@ -1,5 +1,6 @@
 // Package pgstore keeps idempotency keys in a PostgreSQL table: a durable [resilience.KeyStore] for a service that runs as
-// several processes, on one machine or many. Whichever of them a request reaches, a key that another holds is not sent.
+// several processes, on one machine or many. Whichever of them a request reaches, a key that another holds is not sent. With
+// [Store.Letters] it keeps their dead letters as well, which outlive the process that wrote them.
 //
 //	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL")) // or any other driver for PostgreSQL
 //	…
@@ -24,7 +25,7 @@
 // clear. A row that was written by a newer version of this library, with what this one does not know, is an error that
 // wraps [ErrNewer]; one that was changed by somebody else wraps [ErrCorrupt].
 //
-// It starts no goroutine, and holds no connection between calls: the pool is the program's, and so is its size.
+// It starts no goroutine. Keys hold no connection between calls, [Letters] hold one; the pool is the program's, and so is its size.
 package pgstore
 
 import (
@@ -49,9 +50,10 @@ var (
 	ErrNewer = codec.ErrNewer
 )
 
-// Store is a key store in a table. It is safe for concurrent use. It needs no closing; the database is the program's.
+// Store is a key store in a table. It is safe for concurrent use, and needs no closing: the database is the program's.
 type Store struct {
 	db      *sql.DB
+	table   string
 	durable bool
 	sql     statements
 	clock   clock
@@ -156,9 +158,11 @@ func columns(rec resilience.Record) []any {
 	rec.Version = 1
 	finished := rec.State == resilience.KeyConfirmed || rec.State == resilience.KeyNotApplied
 	expires := sql.NullTime{Time: roundUp(rec.Expires), Valid: finished}
-	operation := strings.ToValidUTF8(strings.ReplaceAll(rec.Operation, "\x00", ""), "")
-	return []any{rec.ID, rec.State.String(), operation, !finished, expires, codec.EncodeRecord(rec)}
+	return []any{rec.ID, rec.State.String(), plain(rec.Operation), !finished, expires, codec.EncodeRecord(rec)}
 }
+
+// plain is a text without what PostgreSQL cannot hold.
+func plain(text string) string { return strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "") }
 
 // roundUp is the first moment that PostgreSQL can tell which is not before t: it keeps microseconds.
 func roundUp(t time.Time) time.Time {

@@ -149,3 +149,16 @@ func TestAdopt_NobodyCan(t *testing.T) {
 	require.Equal(t, []string{"a"}, gone.ids())
 	require.Zero(t, d.Len())
 }
+
+// Who is called off in the middle leaves the rest where it is, and no letter in two places.
+func TestAdopt_IsCalledOff(t *testing.T) {
+	gone := orphans(t, Letter{ID: "a", Key: "k1"}, Letter{ID: "b", Key: "k2"}, Letter{ID: "c", Key: "k3"})
+	ctx, cancel := context.WithCancel(t.Context())
+	from := gone.open()
+	from.set(func(_ context.Context, _, _ string, effect func()) error { effect(); cancel(); return nil })
+	d := mustDLQ(t, DLQConfig{})
+	require.ErrorIs(t, d.Adopt(ctx, from), context.Canceled)
+	require.Equal(t, 1, d.Len())
+	require.Len(t, gone.ids(), 2)
+	require.NotContains(t, gone.ids(), dlqOnly(t, d).ID)
+}

@@ -100,6 +100,9 @@ func (d *DLQ) Adopt(ctx context.Context, from LetterStore) error {
 	}
 	d.date(letters)
 	for _, l := range letters {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := d.bringIn([]*Letter{l}); err != nil {
 			return err
 		}

@@ -318,6 +318,22 @@ func TestRetry_TheGateForgetsThoseWhoHungUp(t *testing.T) {
 	require.True(t, g.leave("op", now.Add(2*time.Minute), true), "closed for longer meanwhile")
 }
 
+// Only those wait who have to: who passes at once is not counted, and one who hangs up is one.
+func TestRetry_TheGateCountsThoseWhoWait(t *testing.T) {
+	now := time.Unix(0, 0)
+	g := gates{list: map[string]*gate{}}
+	g.closeFor("op", 0, now, 0)
+	require.Zero(t, g.reserve("op", now, time.Hour), "passes")
+	require.Equal(t, minGap, g.reserve("op", now, time.Hour))
+	require.Equal(t, 2*minGap, g.reserve("op", now, time.Hour))
+	require.False(t, g.leave("op", now, false), "hangs up")
+	require.Equal(t, 3*minGap, g.reserve("op", now, time.Hour), "one waits still, whose turn is not given away")
+	require.False(t, g.leave("op", now, false))
+	require.False(t, g.leave("op", now, false))
+	require.Equal(t, minGap, g.reserve("op", now, time.Hour), "nobody does: what they had taken is free")
+	require.False(t, g.leave("unknown", now, true))
+}
+
 func TestRetry_AProgramThatMakesOperationsUp(t *testing.T) {
 	now := time.Now()
 	g := gates{list: map[string]*gate{}}

@@ -122,6 +122,7 @@ func (d *DLQ) answered(t *trip, held holding, status int) bool {
 		// Also one that the failure of another call with this key made meanwhile, and a redrive may be at: it has happened.
 		s := d.box.ofKey(t.key)
 		if s != nil && (worked || (mine || s.token == 0) && !s.letter.outlives(status)) {
+			d.callOff(s, errAnswered) // without its letter it would not even hear of newer writes
 			d.ack(s, "answered", status)
 			t.owned("")
 		}

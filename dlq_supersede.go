@@ -115,7 +115,9 @@ func (d *DLQ) met(resource string, changes parts, began time.Time, by func(span)
 var (
 	// errSuperseded is the cause with which a redrive is called off whose letter was superseded while it waited.
 	errSuperseded = errors.New("a newer write of the same resource worked")
-	errOvertaken  = errors.New("a newer write of the same resource is under way")
+	// errAnswered is the cause where a call with the key of the letter did its write meanwhile.
+	errAnswered  = errors.New("a call with the same key worked")
+	errOvertaken = errors.New("a newer write of the same resource is under way")
 )
 
 // recall is asked below the slots, at the last moment before the write of a letter is sent, and says why it must not be; nil:
@@ -158,14 +160,19 @@ func (d *DLQ) supersede(resource string, changed parts, began time.Time) {
 // only hope to be too late.
 func (d *DLQ) giveWay(s *letterSlot) {
 	d.box.change(s, func(l *Letter) { l.Superseded = true })
-	if callOff := d.running[s.token]; callOff != nil {
-		callOff(errSuperseded)
-	}
+	d.callOff(s, errSuperseded)
 	if s.arrival != nil {
 		s.arrival.late = true // it is told when the letter is there
 		return
 	}
 	d.tellSuperseded(s)
+}
+
+// callOff ends the redrive of a letter, if one is under way.
+func (d *DLQ) callOff(s *letterSlot, why error) {
+	if end := d.running[s.token]; end != nil {
+		end(why)
+	}
 }
 
 func (d *DLQ) tellSuperseded(s *letterSlot) {

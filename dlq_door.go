@@ -36,7 +36,7 @@ func (d *DLQ) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*
 	if err == nil {
 		code = resp.StatusCode
 	}
-	if code != 0 && code < http.StatusInternalServerError && d.answered(t, held, code) {
+	if code != 0 && code < http.StatusInternalServerError && d.answered(t, req, held, code) {
 		return resp, err
 	}
 	return d.failed(ctx, t, req, held, answer{resp, err})
@@ -110,7 +110,7 @@ func (d *DLQ) parkedError(t *trip, l *Letter, cause error) *Error {
 
 // answered settles what letters an answer leaves behind. It is false, and changes nothing, where the letter that the call has
 // taken over outlives the answer and goes back to the queue with it.
-func (d *DLQ) answered(t *trip, held holding, status int) bool {
+func (d *DLQ) answered(t *trip, req *http.Request, held holding, status int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	mine := d.holdsLease(held.slot, held.token)
@@ -119,9 +119,10 @@ func (d *DLQ) answered(t *trip, held holding, status int) bool {
 	}
 	worked := status/100 == 2
 	if t.key != "" {
-		// Also one that the failure of another call with this key made meanwhile, and a redrive may be at: it has happened.
+		// Also one that the failure of another call made meanwhile, and a redrive may be at: it has happened. Not that of
+		// another write, which only shares the key.
 		s := d.box.ofKey(t.key)
-		if s != nil && (worked || (mine || s.token == 0) && !s.letter.outlives(status)) {
+		if s != nil && (mine || (worked || s.token == 0 && !s.letter.outlives(status)) && s.letter.sameWrite(writeOf(t, req))) {
 			d.callOff(s, errAnswered) // without its letter it would not even hear of newer writes
 			d.ack(s, "answered", status)
 			t.owned("")

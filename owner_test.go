@@ -421,7 +421,7 @@ func TestOneOwner_NoLeaseIsLeftBehindByADoubtThatComesWithTheAnswer(t *testing.T
 	s := d.box.ofKey("k")
 	held := holding{slot: s, token: d.box.lease(s)}
 	require.NoError(t, d.Import(fileOf(t, Letter{ID: "there", Key: "k", InDoubt: true})))
-	require.False(t, d.answered(&trip{key: "k"}, held, http.StatusBadRequest), "its refusal is no news about the other process")
+	require.False(t, d.answered(&trip{key: "k"}, nil, held, http.StatusBadRequest), "its refusal is no news about the other process")
 	require.Equal(t, 1, d.Len())
 	require.NotZero(t, d.merge(held, failure{cause: "status", status: 400}, false).slot)
 	require.Equal(t, LetterInDoubt, dlqOnly(t, d).State())

@@ -69,3 +69,28 @@ func TestDLQ_ARedriveWhoseLetterIsAnsweredWhileItWaitsIsNotSent(t *testing.T) {
 		dlqConserved(t, s.DLQ)
 	})
 }
+
+// The answer to one write says nothing about another one that came under the same key.
+func TestDLQ_AnAnswerLeavesTheLetterOfAnotherWriteWithItsKey(t *testing.T) {
+	for _, code := range []int{http.StatusOK, http.StatusUnprocessableEntity} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newStack(t, Config{Retry: RetryConfig{Off: true}})
+			w, first := heldBack(dlqError(errDLQRefused))
+			rt := s.Wrap(w)
+			put := func(body string) error {
+				ctx := WithIdempotencyKey(context.Background(), "k")
+				req, _ := http.NewRequestWithContext(ctx, http.MethodPut, "http://h/agent/1", strings.NewReader(body))
+				_, err := rt.RoundTrip(req)
+				return err
+			}
+			done := make(chan error, 1)
+			go func() { done <- put("one") }()
+			synctest.Wait()
+			require.ErrorIs(t, put("two"), ErrParked)
+			first <- answersWith(code)
+			require.NoError(t, <-done)
+			require.Equal(t, "two", string(dlqOnly(t, s.DLQ).Body))
+			closeStack(t, s)
+		})
+	}
+}

@@ -55,13 +55,12 @@ func (c *callCount) underWay() int { return int(c.state.Load() &^ closedBit) }
 
 // wait returns how many calls were left when ctx ended; 0: all have ended, which takes no time where they had before.
 func (c *callCount) wait(ctx context.Context) (left int) {
-	if isClosed(c.empty) { // also where ctx has ended
-		return 0
-	}
 	select {
 	case <-c.empty:
-		return 0
 	case <-ctx.Done():
-		return max(1, c.underWay())
 	}
+	if isClosed(c.empty) { // also at the moment at which ctx ended, or before
+		return 0
+	}
+	return c.underWay()
 }

@@ -38,6 +38,9 @@ func (i *Idempotency) advance(ctx context.Context, rec Record, e keyEvent) (Reco
 			i.changed(rec, next)
 			return next, nil
 		}
+		if ctx.Err() != nil { // a store that is never done with a conflict has failed
+			return rec, context.Cause(ctx)
+		}
 		latest, err := i.load(ctx, rec.ID)
 		if err != nil {
 			return rec, err

@@ -162,10 +162,10 @@ func (p *healthProbe) result(r *probeRun, now time.Time) ([]CheckResult, time.Du
 	switch {
 	case p.ask == nil:
 		return []CheckResult{{Name: p.name, Measure: p.measure, State: "not probed", Message: "no probe is configured"}}, 0
+	case !r.returned() && now.Sub(r.started) < p.timeout: // asked first: a run that returns meanwhile has not timed out
+		return p.underWay(now), 0
 	case p.inTime(r):
 		return p.answerOf(r, now), p.freshFor(r, now)
-	case !r.returned() && now.Sub(r.started) < p.timeout:
-		return p.underWay(now), 0
 	}
 	return p.timedOut(r), p.freshFor(r, now)
 }

@@ -51,6 +51,9 @@ func (s *Server) Listen(address string) (url string, err error) {
 		if err := s.net.listen(address, s.Handler()); err != nil {
 			return "", err
 		}
+		if s.net.off { // the address is known now, and nobody is there
+			s.net.stop()
+		}
 	}
 	return "http://" + s.net.address, nil
 }
@@ -60,8 +63,8 @@ func (s *Server) Listen(address string) (url string, err error) {
 // Requests through [Server.Transport] are refused as well.
 func (s *Server) StopListening() {
 	s.net.mu.Lock()
+	defer s.net.mu.Unlock()
 	s.net.off = true
-	s.net.mu.Unlock()
 	s.net.stop()
 }
 
@@ -117,12 +120,10 @@ func (n *network) listen(address string, h http.Handler) error {
 	return nil
 }
 
-// stop closes listener and connections. When it returns, the operating system refuses.
+// stop closes listener and connections. When it returns, the operating system refuses. The lock is held.
 func (n *network) stop() {
-	n.mu.Lock()
 	live := n.live
 	n.live = nil
-	n.mu.Unlock()
 	if live == nil {
 		return
 	}

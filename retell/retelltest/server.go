@@ -132,7 +132,9 @@ func (s *Server) Close() {
 		clear(s.timers)
 	}
 	s.mu.Unlock()
+	s.net.mu.Lock()
 	s.net.stop()
+	s.net.mu.Unlock()
 	s.net.handlers.Wait()
 }
 

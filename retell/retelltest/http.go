@@ -18,8 +18,6 @@ type network struct {
 	address string // once known, for listening again
 	live    *listening
 	off     bool // told to stop listening
-
-	handlers sync.WaitGroup // requests under way
 }
 
 // listening is the time between a start and a stop.
@@ -143,7 +141,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, req *http.Request) {
 		drop(w)
 		return
 	}
-	defer s.net.handlers.Done()
+	defer s.working.Done()
 	if page, ok := strings.CutPrefix(req.URL.Path, "/_/"); ok {
 		s.servePeek(w, page)
 		return
@@ -175,7 +173,7 @@ func (s *Server) begin() bool {
 	if s.closed {
 		return false
 	}
-	s.net.handlers.Add(1)
+	s.working.Add(1)
 	return true
 }
 

@@ -25,8 +25,9 @@ type Server struct {
 	serverKeys bool   // create-phone-call knows idempotency_key
 	life       *life  // nil: calls move only when told to
 
-	done chan struct{} // closed by Close
-	net  network
+	done    chan struct{} // closed by Close
+	net     network
+	working sync.WaitGroup // requests under way over HTTP, and timers that have struck
 
 	mu sync.Mutex // never held while anything waits or a webhook is delivered
 
@@ -119,8 +120,8 @@ func NewServer(opts ...Option) *Server {
 func (s *Server) Client() *http.Client { return &http.Client{Transport: s.Transport()} }
 
 // Close ends everything: hanging requests lose their connection, timers and scheduled effects are dropped, the listener
-// and its connections are closed, and requests served over HTTP are awaited. A request after it is refused. Close twice
-// is harmless. Do not call it from a webhook.
+// and its connections are closed, and requests served over HTTP are awaited, as is a webhook that a timer delivers. A
+// request after it is refused. Close twice is harmless. Do not call it from a webhook.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -135,7 +136,7 @@ func (s *Server) Close() {
 	s.net.mu.Lock()
 	s.net.stop()
 	s.net.mu.Unlock()
-	s.net.handlers.Wait()
+	s.working.Wait()
 }
 
 // schedule runs do, without the lock, d from now, unless the server is closed by then. The lock is held by the caller.
@@ -147,9 +148,13 @@ func (s *Server) schedule(d time.Duration, do func()) {
 	t = time.AfterFunc(d, func() {
 		s.mu.Lock()
 		_, live := s.timers[t]
-		delete(s.timers, t)
+		if live {
+			delete(s.timers, t)
+			s.working.Add(1)
+		}
 		s.mu.Unlock()
 		if live {
+			defer s.working.Done()
 			do()
 		}
 	})

@@ -72,6 +72,7 @@ func (s *Server) AddCall(fields map[string]any) string {
 	}
 	maps.Copy(call, given)
 	s.calls.put(id, call, now)
+	delete(s.active, id) // one of that id may have been there
 	if live(call) {
 		s.active[id] = true
 	}

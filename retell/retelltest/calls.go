@@ -1,6 +1,7 @@
 package retelltest
 
 import (
+	"cmp"
 	"maps"
 	"net/http"
 	"regexp"
@@ -97,7 +98,7 @@ func (s *Server) full() bool { return s.limit >= 0 && len(s.active) >= s.limit }
 
 // dial places a phone call: it rings.
 func (s *Server) dial(body object, from string, now time.Time) object {
-	call := s.newCall(body, "phone_call", now)
+	call := s.newCall(body, "phone_call", text(body, "override_agent_id"), now) // an agent_id is ignored, as by Retell
 	call["from_number"], call["to_number"], call["direction"] = from, text(body, "to_number"), "outbound"
 	call["telephony_identifier"] = object{"twilio_call_sid": "CA" + s.newID("")}
 	id := text(call, "call_id")
@@ -107,18 +108,11 @@ func (s *Server) dial(body object, from string, now time.Time) object {
 	return call
 }
 
-// newCall makes a registered call of what the request says about it.
-func (s *Server) newCall(body object, kind string, now time.Time) object {
-	agent := text(body, "override_agent_id")
-	if agent == "" {
-		agent = text(body, "agent_id")
-	}
-	if agent == "" {
-		agent = testAgent
-	}
+// newCall makes a registered call of what the request says about it. An empty agent is that of the number.
+func (s *Server) newCall(body object, kind, agent string, now time.Time) object {
 	call := object{
 		"call_id": s.newID("call_"), "call_type": kind, "call_status": "registered",
-		"agent_id": agent, "agent_version": 0, "data_storage_setting": "everything", "opt_in_signed_url": false,
+		"agent_id": cmp.Or(agent, testAgent), "agent_version": 0, "data_storage_setting": "everything", "opt_in_signed_url": false,
 	}
 	for _, name := range []string{"metadata", "retell_llm_dynamic_variables", "custom_sip_headers"} {
 		if v := body[name]; v != nil {
@@ -156,7 +150,7 @@ func (s *Server) webCall(r *request) (object, *failure) {
 	if s.full() {
 		return nil, fail(http.StatusTooManyRequests, "concurrency limit reached")
 	}
-	call := s.newCall(r.body, "web_call", r.now)
+	call := s.newCall(r.body, "web_call", text(r.body, "agent_id"), r.now)
 	call["access_token"] = s.newID("token_")
 	return call, nil
 }
@@ -165,7 +159,7 @@ func (s *Server) registerPhoneCall(r *request) (any, *failure) {
 	if bad := checkCall(r.body, "agent_id"); bad != nil {
 		return nil, bad
 	}
-	call := s.newCall(r.body, "phone_call", r.now)
+	call := s.newCall(r.body, "phone_call", text(r.body, "agent_id"), r.now)
 	for _, name := range []string{"from_number", "to_number", "direction"} {
 		call[name] = text(r.body, name)
 	}

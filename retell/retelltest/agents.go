@@ -1,9 +1,6 @@
 package retelltest
 
-import (
-	"maps"
-	"strings"
-)
+import "strings"
 
 // agent returns the voice or chat agent that the path names.
 func (s *Server) agent(r *request) (*item, *failure) {
@@ -32,13 +29,14 @@ func (s *Server) listAgents(r *request) (any, *failure) {
 			continue
 		}
 		for _, it := range s.shelf(k).items {
-			matches := strings.Contains(strings.ToLower(text(it.obj, "agent_name")), query) || strings.Contains(it.id, query)
-			if matches {
-				both.items[it.id] = &item{id: it.id, seq: 2 * it.seq, made: it.made, obj: summary(it.obj, name)}
+			if !strings.Contains(strings.ToLower(text(it.obj, "agent_name")), query) && !strings.Contains(it.id, query) {
+				continue
 			}
-			if matches && name == "chat" {
-				both.items[it.id].seq++
+			seq := 2 * it.seq // no two have one place
+			if name == "chat" {
+				seq++
 			}
+			both.items[it.id] = &item{id: it.id, seq: seq, made: it.made, obj: summary(it.obj, name)}
 		}
 	}
 	return p.page(both.sorted(nil), func(o object) object { return o }), nil
@@ -80,7 +78,7 @@ func (s *Server) agentVersionPage(r *request) (any, *failure) {
 	if bad != nil {
 		return nil, bad
 	}
-	return object{"items": []any{maps.Clone(it.obj)}, "has_more": false}, nil
+	return object{"items": []any{it.obj}, "has_more": false}, nil
 }
 
 func (s *Server) repairAgent(r *request) (any, *failure) {

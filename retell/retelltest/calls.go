@@ -31,7 +31,7 @@ func (s *Server) createPhoneCall(r *request) (any, *failure) {
 	if bad != nil {
 		return nil, bad
 	}
-	if k, ok := s.keys[key]; key != "" && ok && r.now.Before(k.until) {
+	if k := s.keys[key]; r.now.Before(k.until) {
 		r.repeated = true
 		return rawJSON(k.object), nil
 	}
@@ -74,12 +74,12 @@ func checkCall(body object, required ...string) *failure {
 			return fail(400, "%s is required", name)
 		}
 	}
-	if m, ok := body["metadata"]; ok && m != nil {
+	if m := body["metadata"]; m != nil {
 		if _, ok := m.(object); !ok {
 			return fail(400, "metadata must be an object")
 		}
 	}
-	if v, ok := body["retell_llm_dynamic_variables"]; ok && v != nil {
+	if v := body["retell_llm_dynamic_variables"]; v != nil {
 		variables, _ := v.(object)
 		if variables == nil {
 			return fail(400, "retell_llm_dynamic_variables must be an object")
@@ -192,7 +192,7 @@ func (s *Server) createBatchCall(r *request) (any, *failure) {
 			s.dial(task, from, time.Now())["batch_call_id"] = batch
 		}
 	}
-	if wait := time.UnixMilli(at).Sub(r.now); wait > 0 && at > millis(r.now) {
+	if wait := time.UnixMilli(at).Sub(r.now); wait > 0 {
 		s.after(wait, start)
 	} else {
 		start()
@@ -234,9 +234,9 @@ func (s *Server) list(h *shelf, r *request, compile func(object) ([]test, *failu
 	if bad != nil {
 		return nil, bad
 	}
-	filters, given := r.body["filter_criteria"]
+	filters := r.body["filter_criteria"]
 	c, ok := filters.(object)
-	if given && filters != nil && !ok {
+	if filters != nil && !ok {
 		return nil, fail(400, "filter_criteria must be an object")
 	}
 	var tests []test
@@ -288,7 +288,7 @@ func applyUpdate(o, update object, allowed ...string) *failure {
 	if bad := checkCall(update); bad != nil {
 		return bad
 	}
-	if m := update["metadata"]; m != nil && len(encode(m)) > maxMetadata {
+	if len(encode(update["metadata"])) > maxMetadata {
 		return fail(400, "metadata is larger than 50 kB")
 	}
 	if v, ok := update["data_storage_setting"]; ok {

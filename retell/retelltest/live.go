@@ -178,7 +178,7 @@ func (s *Server) updateLiveCall(r *request) (any, *failure) {
 		return nil, bad
 	}
 	control := child(r.body, "call_control")
-	if said, ok := control["additional_context"]; ok && said == "" {
+	if control["additional_context"] == "" {
 		return nil, fail(400, "additional_context must not be empty")
 	}
 	fields := maps.Clone(child(r.body, "fields_to_override"))

@@ -73,8 +73,8 @@ func placeOf(key string) (place, bool) {
 	if err != nil {
 		return p, false
 	}
-	n, err := fmt.Sscanf(string(b), "%d.%d", &p.at, &p.seq)
-	return p, err == nil && n == 2
+	_, err = fmt.Sscanf(string(b), "%d.%d", &p.at, &p.seq)
+	return p, err == nil
 }
 
 // paging is what a list request says about the page that it wants.
@@ -95,7 +95,7 @@ const (
 func pagingOf(body object, query url.Values) (paging, *failure) {
 	p := paging{limit: defaultLimit}
 	get := func(name string) any {
-		if v, ok := body[name]; ok && v != nil {
+		if v := body[name]; v != nil {
 			return v
 		}
 		if v := query.Get(name); v != "" {

@@ -82,7 +82,7 @@ func (r *steadyRule) look(worst *CheckResult, now time.Time) {
 	}
 	r.degraded.look(seen, seen >= Degraded, r, now)
 	r.unhealthy.look(seen, seen >= Unhealthy, r, now)
-	if seen > Healthy && seen >= r.counts() {
+	if seen >= r.counts() {
 		r.measure, r.instance = worst.Measure, worst.Instance
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 )
 
@@ -125,7 +126,7 @@ func (f Fault) disguise(a answer) answer {
 		}
 	}
 	for name, values := range f.Header {
-		a.header[http.CanonicalHeaderKey(name)] = values
+		a.header[http.CanonicalHeaderKey(name)] = slices.Clone(values) // the answer belongs to who gets it
 	}
 	return a
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Any stands for every operation in [Server.Inject], [Server.Rate], [Server.Requests] and [Server.Effects].
+// Any stands for every operation wherever a method of [Server] takes the name of one.
 const Any = "*"
 
 // unknownOperation is what a request to a path that Retell does not have is logged as.

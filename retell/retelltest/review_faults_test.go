@@ -76,3 +76,17 @@ func TestAnAnswerOfAFault(t *testing.T) {
 	require.NoError(t, resp.Body.Close())
 	require.Empty(t, resp.Header.Get("Content-Type"), "a page of a proxy is no JSON")
 }
+
+// Who gets an answer may change its headers, and changes those of no other answer.
+func TestAnAnswersHeadersAreItsOwn(t *testing.T) {
+	srv := retelltest.NewServer()
+	defer srv.Close()
+	srv.Rate(retelltest.Any, 1, retelltest.Throttle(7*time.Second))
+	for range 2 {
+		resp, err := srv.Client().Do(newRequest(t.Context(), t, "GET", base+"/get-concurrency", ""))
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, "7", resp.Header.Get("Retry-After"))
+		resp.Header["Retry-After"][0] = "changed"
+	}
+}

@@ -111,6 +111,7 @@ func TestListeningAgain(t *testing.T) {
 	defer srv.Close()
 	require.NoError(t, srv.StartListening(), "there is no address yet, and so nothing to do")
 	url := srv.URL()
+	require.Contains(t, url, "http://127.0.0.1:")
 	require.NoError(t, srv.StartListening(), "it listens")
 	srv.StopListening()
 	other, err := new(net.ListenConfig).Listen(t.Context(), "tcp", url[len("http://"):])

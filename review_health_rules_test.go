@@ -353,3 +353,16 @@ type theirStatus int
 
 func (s theirStatus) HTTPStatus() int { return int(s) }
 func (s theirStatus) Error() string   { return "answered" }
+
+// The words of the documentation say these numbers; code and other tests go by the names.
+func TestHealthTheNumbersAreTheDocumentedOnes(t *testing.T) {
+	require.Equal(t, 15*time.Minute, refusalCounts)
+	require.Equal(t, 15*time.Minute, longInDoubt)
+	require.Equal(t, 30*time.Second, longWait)
+	require.Equal(t, time.Minute, longOverdue)
+	require.Equal(t, 500*time.Millisecond, handlerPatience)
+	p := probesOf([]HealthCheck{{
+		Name: "db", Every: time.Second, Timeout: 5 * time.Second, Run: func(context.Context) []CheckResult { return nil },
+	}})[0]
+	require.Equal(t, 3*time.Second+5*time.Second, p.keep, "three times Every, and Timeout")
+}

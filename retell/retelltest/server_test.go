@@ -7,9 +7,12 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/retell-resilience/resilience/retell/retelltest"
-	"github.com/stretchr/testify/require"
 )
 
 func ask(t *testing.T, srv *retelltest.Server, method, path, auth, body string) (int, string) {
@@ -262,4 +265,17 @@ func TestListAgentsFilters(t *testing.T) {
 	require.Equal(t, 3, count(``))
 	require.Equal(t, 2, count(`{"filter_criteria":{"query":"shift"}}`))
 	require.Equal(t, 1, count(`{"filter_criteria":{"channel":{"type":"string","op":"eq","value":"chat"}}}`))
+}
+
+// A webhook that a timer delivers runs on a goroutine of the server's: none is left behind Close.
+func TestCloseAwaitsAWebhookOfATimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := retelltest.NewServer(retelltest.WithCallLife(time.Second, time.Hour))
+		heard := false
+		srv.OnWebhook(func([]byte, string) { time.Sleep(time.Minute); heard = true })
+		dial(t, srv, "")
+		time.Sleep(2 * time.Second)
+		srv.Close()
+		require.True(t, heard)
+	})
 }

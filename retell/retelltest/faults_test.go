@@ -503,7 +503,7 @@ func TestMisuseOfFaultsPanics(t *testing.T) {
 	defer srv.Close()
 	for _, misuse := range []func(){
 		func() { srv.Rate("x", 0.5, retelltest.Refuse()) }, func() { srv.Injected("x") },
-		func() { srv.Rate(retelltest.Any, -0.1, retelltest.Refuse()) }, func() { retelltest.Status(503, "Retry-After") },
+		func() { srv.Rate(retelltest.Any, -0.1, retelltest.Refuse()) }, func() { retelltest.Status(503, "Retry-After") }, //nolint:staticcheck // half a header
 	} {
 		require.Panics(t, misuse)
 	}

@@ -18,6 +18,12 @@
 // has them, and a call whose record was lost may be made again: let commits wait for the replica (synchronous_standby_names).
 // What a connection reaches must be the primary: say target_session_attrs=read-write where the address has several hosts.
 //
+// # Why not Redis
+//
+// A store of keys must not forget what it has acknowledged, or a phone rings twice. Redis acknowledges a write before its disk has
+// it, unless each write is synced (appendfsync always), and a failover loses what the replica had not got. Whoever has a Redis that
+// keeps its word writes a store for it with package storetest.
+//
 // # What it stores
 //
 // A row has the id (a hash; the key itself is nowhere), a version, what people who look into the table want to see, what

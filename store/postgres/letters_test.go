@@ -28,14 +28,14 @@ func lettersOf(t testing.TB, store *pgstore.Store) *pgstore.Letters {
 // The server is ended as by a loss of power, and whoever opens the letters next takes them over.
 func TestLetters_Conformance(t *testing.T) {
 	needServer(t)
-	for _, driver := range []string{"pgx", "postgres"} {
-		t.Run(driver, func(t *testing.T) {
+	for name, c := range drivers {
+		t.Run(name, func(t *testing.T) {
 			s, err := newServer("")
 			require.NoError(t, err)
 			t.Cleanup(s.end)
 			names := map[resilience.LetterStore]string{}
 			start := func(t *testing.T, table string) resilience.LetterStore {
-				letters := lettersOf(t, open(t, connect(t, driver, s.dsn()), table))
+				letters := lettersOf(t, open(t, connect(t, c.driver, s.dsn(c.settings...)), table))
 				names[letters] = table
 				return letters
 			}

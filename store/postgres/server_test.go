@@ -140,6 +140,16 @@ func (s *server) dsn(settings ...string) string {
 	return text
 }
 
+// drivers are those that the store is tested with, and ways to use them.
+var drivers = map[string]struct {
+	driver   string
+	settings []string
+}{
+	"pgx":        {"pgx", nil},
+	"pgx-simple": {"pgx", []string{"default_query_exec_mode=simple_protocol"}}, // as behind a pooler
+	"pq":         {"postgres", nil},
+}
+
 // connect opens a pool; driver is "pgx" or "postgres", which is lib/pq's.
 func connect(t testing.TB, driver, dsn string) *sql.DB {
 	t.Helper()

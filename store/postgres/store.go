@@ -26,7 +26,7 @@
 //
 // # What it stores
 //
-// A row has the id (a hash; the key itself is nowhere), a version, what people who look into the table want to see, what
+// A row has the id (a hash; the key itself is not there), a version, what people who look into the table want to see, what
 // the two indexes need, and the record as bytes. Answers of calls, with what they say about people, are in those bytes in
 // clear. A row that was written by a newer version of this library, with what this one does not know, is an error that
 // wraps [ErrNewer]; one that was changed by somebody else wraps [ErrCorrupt].

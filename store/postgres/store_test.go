@@ -18,14 +18,14 @@ import (
 // The server is ended as by a loss of power, and started again, wherever the suite reopens the store.
 func TestKeys_Conformance(t *testing.T) {
 	needServer(t)
-	for _, driver := range []string{"pgx", "postgres"} {
-		t.Run(driver, func(t *testing.T) {
+	for name, c := range drivers {
+		t.Run(name, func(t *testing.T) {
 			s, err := newServer("")
 			require.NoError(t, err)
 			t.Cleanup(s.end)
 			names := map[resilience.KeyStore]string{}
 			start := func(t *testing.T, table string) resilience.KeyStore {
-				store := open(t, connect(t, driver, s.dsn()), table)
+				store := open(t, connect(t, c.driver, s.dsn(c.settings...)), table)
 				names[store] = table
 				return store
 			}

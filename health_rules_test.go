@@ -196,7 +196,9 @@ func TestHealthBoundsOfTheRules(t *testing.T) {
 func TestHealthOfAQueueWithoutBounds(t *testing.T) {
 	s := newStack(t, Config{DLQ: DLQConfig{MaxLetters: -1, MaxBytes: -1}})
 	require.NoError(t, s.DLQ.Add(Letter{Operation: "op"}))
-	require.Equal(t, Healthy, s.Health().Check(t.Context()).Find("dlq").Status)
+	c := s.Health().Check(t.Context()).Find("dlq")
+	require.Equal(t, Healthy, c.Status)
+	require.Zero(t, c.Limit)
 	closeStack(t, s)
 }
 
@@ -361,6 +363,7 @@ func TestHealthTheNumbersAreTheDocumentedOnes(t *testing.T) {
 	require.Equal(t, 30*time.Second, longWait)
 	require.Equal(t, time.Minute, longOverdue)
 	require.Equal(t, 500*time.Millisecond, handlerPatience)
+	require.Equal(t, 20, maxCircuitsShown)
 	p := probesOf([]HealthCheck{{
 		Name: "db", Every: time.Second, Timeout: 5 * time.Second, Run: func(context.Context) []CheckResult { return nil },
 	}})[0]

@@ -183,7 +183,7 @@ var catalogue = []*operation{
 	op(remove, "/delete-retell-llm/{llm_id}", 204, llms.remove),
 	op(post, "/create-conversation-flow", 201, flows.create),
 	op(get, "/get-conversation-flow/{conversation_flow_id}", 200, flows.get),
-	op(patch, "/update-conversation-flow/{conversation_flow_id}", 200, flows.update),
+	op(patch, "/update-conversation-flow/{conversation_flow_id}", 200, (*Server).updateFlow),
 	op(get, "/v2/list-conversation-flows", 200, flows.page),
 	op(remove, "/delete-conversation-flow/{conversation_flow_id}", 204, flows.remove),
 	op(post, "/create-conversation-flow-component", 201, components.create),

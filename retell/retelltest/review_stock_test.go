@@ -81,3 +81,14 @@ func TestPagesOfAListWithPagingInTheQuery(t *testing.T) {
 		{"POST", "/v3/list-calls", `{"skip":-1}`, 400},
 	})
 }
+
+func TestAMissingConversationFlow(t *testing.T) {
+	srv := retelltest.NewServer()
+	defer srv.Close()
+	_, flow := send(t, srv, "POST", "/create-conversation-flow", "{}")
+	askAll(t, srv, []asked{
+		{"GET", "/get-conversation-flow/none", "", 404},
+		{"PATCH", "/update-conversation-flow/none", "{}", 422},
+		{"PATCH", "/update-conversation-flow/" + flow["conversation_flow_id"].(string), "{}", 200},
+	})
+}

@@ -109,6 +109,14 @@ func (k kind) update(s *Server, r *request) (any, *failure) {
 	return it.obj, nil
 }
 
+// updateFlow is update for conversation flows, which has another status than the rest for one that is not there.
+func (s *Server) updateFlow(r *request) (any, *failure) {
+	if _, bad := flows.find(s, r); bad != nil {
+		return nil, fail(http.StatusUnprocessableEntity, "%s", bad.message)
+	}
+	return flows.update(s, r)
+}
+
 func (k kind) remove(s *Server, r *request) (any, *failure) {
 	it, bad := k.find(s, r)
 	if bad != nil {

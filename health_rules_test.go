@@ -369,3 +369,14 @@ func TestHealthTheNumbersAreTheDocumentedOnes(t *testing.T) {
 	}})[0]
 	require.Equal(t, 3*time.Second+5*time.Second, p.keep, "three times Every, and Timeout")
 }
+
+func TestHealthPageAllowsNothingFromElsewhere(t *testing.T) {
+	header := ask(healthOf(t, HealthConfig{}), "GET", "text/html").Header()
+	for _, part := range []string{
+		"default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+	} {
+		require.Contains(t, header.Get("Content-Security-Policy"), part)
+	}
+	require.Equal(t, "no-referrer", header.Get("Referrer-Policy"))
+	require.Equal(t, "nosniff", header.Get("X-Content-Type-Options"))
+}

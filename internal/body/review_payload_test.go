@@ -1,0 +1,83 @@
+package body
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// source counts how often it is closed.
+type source struct {
+	io.Reader
+	closed int
+}
+
+func (s *source) Close() error { s.closed++; return nil }
+
+// A body that breaks off must reach nobody as a shorter one that is whole.
+func TestRead_ABodyThatBreaksOffIsNeverWhole(t *testing.T) {
+	broken := errors.New("broken")
+	for _, begin := range []string{"", "begin"} {
+		rc := &source{Reader: io.MultiReader(strings.NewReader(begin), iotest.ErrReader(broken))}
+		p := Read(rc, -1, 1<<10)
+		_, whole := p.Bytes()
+		require.False(t, whole)
+		body, again, size, err := p.Open()
+		require.NoError(t, err)
+		require.Nil(t, again)
+		require.EqualValues(t, -1, size)
+		got, err := io.ReadAll(body)
+		require.ErrorIs(t, err, broken)
+		require.Equal(t, begin, string(got))
+		_, _, _, err = p.Open()
+		require.ErrorIs(t, err, ErrSpent)
+		p.Release()
+		require.Equal(t, 1, rc.closed)
+	}
+}
+
+func TestRead_AWholeBodyIsClosedAtOnce(t *testing.T) {
+	rc := &source{Reader: strings.NewReader("text")}
+	p := Read(rc, 4, 4)
+	require.Equal(t, 1, rc.closed)
+	b, whole := p.Bytes()
+	require.True(t, whole)
+	require.Equal(t, "text", string(b))
+	p.Release()
+	require.Equal(t, 1, rc.closed)
+}
+
+func TestRead_WhatDoesNotFitIsSentOnce(t *testing.T) {
+	for _, limit := range []int64{0, 3} {
+		rc := &source{Reader: iotest.OneByteReader(strings.NewReader("text"))}
+		p := Read(rc, 4, limit)
+		require.Zero(t, rc.closed)
+		_, whole := p.Bytes()
+		require.False(t, whole)
+		body, _, size, err := p.Open()
+		require.NoError(t, err)
+		require.EqualValues(t, 4, size)
+		got, err := io.ReadAll(body)
+		require.NoError(t, err)
+		require.Equal(t, "text", string(got))
+		require.NoError(t, body.Close())
+		require.Equal(t, 1, rc.closed)
+		_, _, _, err = p.Open()
+		require.ErrorIs(t, err, ErrSpent)
+	}
+	whole := Read(&source{Reader: bytes.NewReader(make([]byte, 1<<20))}, -1, -1)
+	b, ok := whole.Bytes()
+	require.True(t, ok, "without a limit everything fits")
+	require.Len(t, b, 1<<20)
+}
+
+func TestRead_NoBody(t *testing.T) {
+	require.Nil(t, Read(nil, 0, 1))
+	require.Nil(t, Read(http.NoBody, 0, 1))
+}

@@ -81,3 +81,60 @@ func TestRead_NoBody(t *testing.T) {
 	require.Nil(t, Read(nil, 0, 1))
 	require.Nil(t, Read(http.NoBody, 0, 1))
 }
+
+// A response body that stays open holds a connection.
+func TestHold_ClosesWhateverBecomesOfIt(t *testing.T) {
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		from io.Reader
+		want error
+	}{
+		"read":      {strings.NewReader("text"), nil},
+		"too large": {strings.NewReader("texts"), ErrTooLarge},
+		"broken":    {iotest.ErrReader(broken), broken},
+	} {
+		rc := &source{Reader: c.from}
+		err := Hold(&http.Response{Body: rc, ContentLength: -1}, 4)
+		require.ErrorIs(t, err, c.want, name)
+		require.Equal(t, 1, rc.closed, name)
+	}
+}
+
+// brief takes two bytes of whatever it gets.
+type brief struct{ got []byte }
+
+func (w *brief) Write(p []byte) (int, error) {
+	n := min(2, len(p))
+	w.got = append(w.got, p[:n]...)
+	return n, nil
+}
+
+func TestHeld_WriteToGoesOnWhereItWas(t *testing.T) {
+	h, w := NewHeld([]byte("text!")), new(brief)
+	for range 2 {
+		n, err := h.WriteTo(w)
+		require.EqualValues(t, 2, n)
+		require.ErrorIs(t, err, io.ErrShortWrite)
+	}
+	n, err := h.WriteTo(w)
+	require.EqualValues(t, 1, n)
+	require.NoError(t, err)
+	n, err = h.WriteTo(w)
+	require.Zero(t, n)
+	require.NoError(t, err)
+	require.Equal(t, "text!", string(w.got))
+}
+
+func TestCopy_HasATrailerOfItsOwn(t *testing.T) {
+	resp := &http.Response{Body: NewHeld([]byte("text")), Header: http.Header{"A": {"1"}}, Trailer: http.Header{"B": {"2"}}}
+	c := Copy(resp)
+	c.Header.Set("A", "changed")
+	c.Trailer.Set("B", "changed")
+	_, err := io.ReadAll(c.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.Header{"A": {"1"}}, resp.Header)
+	require.Equal(t, http.Header{"B": {"2"}}, resp.Trailer)
+	left, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "text", string(left))
+}

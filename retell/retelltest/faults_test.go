@@ -541,3 +541,17 @@ func TestAnAnswersHeadersAreItsOwn(t *testing.T) {
 		resp.Header["Retry-After"][0] = "changed"
 	}
 }
+
+func TestAStatusWithoutABodyHasNone(t *testing.T) {
+	srv := retelltest.NewServer()
+	defer srv.Close()
+	for _, code := range []int{204, 304} {
+		srv.Inject(retelltest.Any, retelltest.Status(code))
+		resp, err := srv.Client().Do(newRequest(t.Context(), t, "GET", base+"/get-concurrency", ""))
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, code, resp.StatusCode)
+		require.Zero(t, resp.ContentLength)
+		require.Empty(t, resp.Header)
+	}
+}

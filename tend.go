@@ -161,13 +161,13 @@ func (i *Idempotency) tendDoubt(ctx context.Context, rec Record) (Record, time.D
 	if i.cfg.Reconcile != nil {
 		rec, looked = i.look(ctx, rec)
 	}
+	if rec.State != KeyInDoubt {
+		return rec, 0
+	}
 	if looked && i.isAbsent(rec) { // what was not listed earlier is not now
 		return i.assumeAbsent(ctx, rec), 0
 	}
-	if rec.finished() || rec.State == KeyDisputed {
-		return rec, 0
-	}
-	if due, planned := i.nextStep(rec); rec.State == KeyInDoubt && (due > 0 || !planned) {
+	if due, planned := i.nextStep(rec); due > 0 || !planned {
 		return rec, due
 	}
 	return rec, afterRefusal // the store would not take what the look-up brought
@@ -188,7 +188,7 @@ func (i *Idempotency) nextStep(rec Record) (due time.Duration, planned bool) {
 // isAbsent reports whether a key in doubt may be taken as not applied by now.
 func (i *Idempotency) isAbsent(rec Record) bool {
 	at := i.absentAt(rec)
-	return rec.State == KeyInDoubt && !at.IsZero() && !i.store.Now().Before(at)
+	return !at.IsZero() && !i.store.Now().Before(at)
 }
 
 // flying reports whether a claim is of a flight of this process that is under way.
@@ -286,7 +286,7 @@ func (i *Idempotency) plan(rec Record, err error, now time.Time) keyEvent {
 		e.next = now.Add(jitter(delay))
 	}
 	if absent := i.absentAt(rec); !absent.IsZero() && (e.next.IsZero() || absent.Before(e.next)) {
-		e.next = later(absent, now) // a last look, right before absence is assumed
+		e.next = absent // a last look, right before absence is assumed
 	}
 	return e
 }

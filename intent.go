@@ -290,7 +290,8 @@ func (i *Idempotency) settle(f *flight, epoch uint64, a answerReceipt) Record {
 	return f.rec
 }
 
-// record writes what became of a send; from is the record as the flight knows it, zero off its goroutine. If the store fails, this process remembers, and Run repeats the write.
+// record writes what became of a send; from is the record as the flight knows it, zero off its goroutine. If the store
+// fails, this process remembers, and Run repeats the write.
 func (i *Idempotency) record(f *flight, from Record, epoch uint64, a answerReceipt) Record {
 	a.epoch = epoch
 	a.lease = i.lease(f)

@@ -74,12 +74,21 @@ func (s *Store) Letters(ctx context.Context) (*Letters, error) {
 }
 
 // Close gives the lock back: the letters are anybody's from then on. Call it after the stack was closed. Later calls end with
-// resilience.ErrClosed; closing twice is no error.
+// resilience.ErrClosed; closing twice is no error. An error means that the lock is free when the server notices that the
+// session has ended.
 func (l *Letters) Close() error {
 	l.closed.Store(true)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.letGo()
+	if l.lock == nil {
+		return nil
+	}
+	defer l.letGo()
+	ctx, cancel := context.WithTimeout(context.Background(), unlockLimit)
+	defer cancel()
+	if _, err := l.lock.ExecContext(ctx, `SELECT pg_advisory_unlock_all()`); err != nil {
+		return failedLetters(err)
+	}
 	return nil
 }
 

@@ -198,6 +198,9 @@ func (b *Breaker) Wrap(next http.RoundTripper) http.RoundTripper {
 
 func (b *Breaker) pass(ctx context.Context, t *trip, req *http.Request, next leg) (*http.Response, error) {
 	gate := b.gate(b.keyOf(&t.call))
+	if wait, err := gate.Refuse(); err != nil {
+		return nil, refusedAt(t.call.Operation, wait, err)
+	}
 	ticket, wait, err := gate.Enter()
 	if err != nil {
 		return nil, refusedAt(t.call.Operation, wait, err)
@@ -249,6 +252,9 @@ func (b *Breaker) Allow() (done func(Outcome), err error) {
 		return func(Outcome) {}, nil
 	}
 	gate := b.gate(b.key)
+	if wait, err := gate.Refuse(); err != nil {
+		return nil, refusedAt(b.key, wait, err)
+	}
 	ticket, wait, err := gate.Enter()
 	if err != nil {
 		return nil, refusedAt(b.key, wait, err)

@@ -215,9 +215,6 @@ func tripMachine(m *gobreaker.TwoStepCircuitBreaker[struct{}]) {
 
 // Enter asks to pass. An error says why not, and wait when to ask again; 0: not known.
 func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
-	if wait, err := g.refuse(); err != nil {
-		return t, wait, err
-	}
 	g.mu.Lock()
 	defer g.unlock()
 	if g.state == Closed {
@@ -238,8 +235,9 @@ func (g *Gate) Enter() (t Ticket, wait time.Duration, err error) {
 	return g.try(now)
 }
 
-// refuse is what an open circuit says without the lock, which many ask at once; nil: the lock is needed to know.
-func (g *Gate) refuse() (wait time.Duration, err error) {
+// Refuse is what Enter has to say while the circuit is open, without the lock; nil: ask Enter. It is apart, because one
+// function for both makes either the refusal or the closed circuit a tenth slower.
+func (g *Gate) Refuse() (wait time.Duration, err error) {
 	s := g.shut.Load()
 	if s == nil {
 		return 0, nil

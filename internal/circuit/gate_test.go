@@ -99,18 +99,18 @@ func TestBreakerSet_ForgetsTheOneUnusedForLongest(t *testing.T) {
 }
 
 // A circuit that has recovered costs its calls no look at the clock any more.
-func TestEnter_NothingIsLeftAfterRecovery(t *testing.T) {
+func TestRefuse_NothingIsLeftAfterRecovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(testConfig(), "")
 		fail(t, g)
-		_, err := g.refuse()
+		_, err := g.Refuse()
 		require.Error(t, err)
 		time.Sleep(50 * time.Millisecond)
 		ticket, _, err := g.Enter()
 		require.NoError(t, err)
 		require.Nil(t, g.shut.Load())
 		g.Leave(ticket, Result{Outcome: Success})
-		_, err = g.refuse()
+		_, err = g.Refuse()
 		require.NoError(t, err)
 	})
 }
@@ -128,7 +128,7 @@ func TestLeaveAt_ATrialEndsWhenItIsReported(t *testing.T) {
 		seen := time.Now()
 		time.Sleep(time.Second)
 		g.LeaveAt(trial, Result{Outcome: Failure}, seen)
-		wait, err := g.refuse()
+		wait, err := g.Refuse()
 		require.Error(t, err)
 		require.Equal(t, cfg.OpenFor, wait)
 	})
@@ -147,7 +147,7 @@ func TestLeaveAt_AResultCountsWhenItCame(t *testing.T) {
 		time.Sleep(cfg.Window)
 		g.LeaveAt(first, Result{Outcome: Failure}, came)
 		g.LeaveAt(second, Result{Outcome: Failure}, came.Add(cfg.Window))
-		_, err = g.refuse()
+		_, err = g.Refuse()
 		require.NoError(t, err, "they were a window apart")
 	})
 }

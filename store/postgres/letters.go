@@ -58,9 +58,12 @@ func newLetterStatements(table string) letterStatements {
 func lettersTable(table string) string { return table + "_letters" }
 
 // Letters opens the letters of this instance, with those of instances that are gone. It takes one connection of the pool until
-// Close, for the lock, which must be a session of its own: not one of a pooler that gives connections out by the transaction.
-// ctx is for the opening alone.
+// Close, for the lock, which must be a session of its own: not one of a pooler that gives connections out by the transaction. A pool
+// of one connection is refused. ctx is for the opening alone.
 func (s *Store) Letters(ctx context.Context) (*Letters, error) {
+	if s.db.Stats().MaxOpenConnections == 1 {
+		return nil, errors.New("letter store: MaxOpenConns of the database is 1, and the lock holds one for good: allow more")
+	}
 	l := &Letters{store: s, name: rand.Text(), sql: newLetterStatements(s.table)}
 	err := l.eachOrphan(ctx, func(orphan string) error {
 		_, err := s.db.ExecContext(ctx, l.sql.move, orphan, l.name)
@@ -84,7 +87,7 @@ func (l *Letters) Close() error {
 		return nil
 	}
 	defer l.letGo()
-	ctx, cancel := context.WithTimeout(context.Background(), unlockLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), sessionLimit)
 	defer cancel()
 	if _, err := l.lock.ExecContext(ctx, `SELECT pg_advisory_unlock_all()`); err != nil {
 		return failedLetters(err)
@@ -136,6 +139,8 @@ func (l *Letters) eachOrphan(ctx context.Context, take func(name string) error) 
 func (l *Letters) hold(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, sessionLimit)
+	defer cancel()
 	if l.closed.Load() {
 		return resilience.ErrClosed
 	}
@@ -173,6 +178,8 @@ func (l *Letters) tryLock(ctx context.Context, queue string) (got bool, err erro
 	if l.lock == nil {
 		return false, resilience.ErrClosed
 	}
+	ctx, cancel := context.WithTimeout(ctx, sessionLimit)
+	defer cancel()
 	err = l.lock.QueryRowContext(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, l.lockName(queue)).Scan(&got)
 	return got && err == nil, err
 }
@@ -185,14 +192,15 @@ func (l *Letters) unlock(ctx context.Context, queue string) {
 	if l.lock == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionLimit)
 	defer cancel()
 	if _, err := l.lock.ExecContext(ctx, `SELECT pg_advisory_unlock(hashtextextended($1, 0))`, l.lockName(queue)); err != nil {
 		l.letGo()
 	}
 }
 
-const unlockLimit = 5 * time.Second
+// sessionLimit bounds what is asked of the session with the lock: somebody else may wait for it, Close above all.
+const sessionLimit = 5 * time.Second
 
 // Put implements [resilience.LetterStore]: when it returns nil the letter is committed.
 func (l *Letters) Put(ctx context.Context, letter resilience.Letter) error {

@@ -215,3 +215,17 @@ func TestTakeOver_Together(t *testing.T) {
 	}
 	require.ElementsMatch(t, want, got)
 }
+
+// The lock would hold the only connection, and every call would wait for it.
+func TestLetters_NeedMoreThanOneConnection(t *testing.T) {
+	db := connect(t, "pgx", needServer(t).dsn())
+	db.SetMaxOpenConns(1)
+	store := open(t, db, tableName())
+	_, swapped, err := store.CompareAndSwap(t.Context(), 0, claimed("a"))
+	require.NoError(t, err)
+	require.True(t, swapped, "keys need no more")
+	_, err = store.Letters(t.Context())
+	require.ErrorContains(t, err, "MaxOpenConns")
+	db.SetMaxOpenConns(2)
+	require.NoError(t, lettersOf(t, store).Put(t.Context(), resilience.Letter{ID: "x"}))
+}

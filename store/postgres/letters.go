@@ -87,7 +87,7 @@ func (l *Letters) Close() error {
 		return nil
 	}
 	defer l.letGo()
-	ctx, cancel := context.WithTimeout(context.Background(), sessionLimit)
+	ctx, cancel := sessionContext(context.Background())
 	defer cancel()
 	if _, err := l.lock.ExecContext(ctx, `SELECT pg_advisory_unlock_all()`); err != nil {
 		return failedLetters(err)
@@ -139,11 +139,14 @@ func (l *Letters) eachOrphan(ctx context.Context, take func(name string) error) 
 func (l *Letters) hold(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, sessionLimit)
-	defer cancel()
-	if l.closed.Load() {
+	switch {
+	case l.closed.Load():
 		return resilience.ErrClosed
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
+	ctx, cancel := sessionContext(ctx)
+	defer cancel()
 	if l.lock != nil && l.lock.PingContext(ctx) == nil {
 		return nil
 	}
@@ -178,13 +181,13 @@ func (l *Letters) tryLock(ctx context.Context, queue string) (got bool, err erro
 	if l.lock == nil {
 		return false, resilience.ErrClosed
 	}
-	ctx, cancel := context.WithTimeout(ctx, sessionLimit)
+	ctx, cancel := sessionContext(ctx)
 	defer cancel()
 	err = l.lock.QueryRowContext(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, l.lockName(queue)).Scan(&got)
 	return got && err == nil, err
 }
 
-// unlock is made also when ctx has ended, or nobody else could take that queue over. Where it fails the session goes, and with it
+// unlock lets others take a queue over. Where it fails the session goes, and with it
 // all locks; hold will get the one on the name back.
 func (l *Letters) unlock(ctx context.Context, queue string) {
 	l.mu.Lock()
@@ -192,7 +195,7 @@ func (l *Letters) unlock(ctx context.Context, queue string) {
 	if l.lock == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionLimit)
+	ctx, cancel := sessionContext(ctx)
 	defer cancel()
 	if _, err := l.lock.ExecContext(ctx, `SELECT pg_advisory_unlock(hashtextextended($1, 0))`, l.lockName(queue)); err != nil {
 		l.letGo()
@@ -201,6 +204,11 @@ func (l *Letters) unlock(ctx context.Context, queue string) {
 
 // sessionLimit bounds what is asked of the session with the lock: somebody else may wait for it, Close above all.
 const sessionLimit = 5 * time.Second
+
+// sessionContext is for what is asked of the session: a context that ends in the middle would end the session, and the lock with it.
+func sessionContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), sessionLimit)
+}
 
 // Put implements [resilience.LetterStore]: when it returns nil the letter is committed.
 func (l *Letters) Put(ctx context.Context, letter resilience.Letter) error {

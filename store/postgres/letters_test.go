@@ -229,3 +229,21 @@ func TestLetters_NeedMoreThanOneConnection(t *testing.T) {
 	db.SetMaxOpenConns(2)
 	require.NoError(t, lettersOf(t, store).Put(t.Context(), resilience.Letter{ID: "x"}))
 }
+
+// Who calls TakeOver off keeps the lock: the instance lives.
+func TestTakeOver_CalledOff(t *testing.T) {
+	needServer(t)
+	table := tableName()
+	gone := newInstance(t, table, resilience.DLQConfig{})
+	a, b := newInstance(t, table, resilience.DLQConfig{}), newInstance(t, table, resilience.DLQConfig{})
+	gone.add(t, "1")
+	a.add(t, "2")
+	require.NoError(t, gone.letters.Close())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := a.letters.TakeOver(ctx, a.queue)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 1, b.takeOver(t))
+	require.Equal(t, []string{"1"}, b.names())
+	require.Equal(t, []string{"2"}, a.names())
+}

@@ -124,14 +124,15 @@ func TestOpen_WithoutTheRightToCreate(t *testing.T) {
 			require.NoError(t, err, statement)
 		}
 	}
-	exec("CREATE ROLE service LOGIN;\nREVOKE CREATE ON SCHEMA public FROM PUBLIC")
-	db := connect(t, "pgx", strings.Replace(s.dsn(), "user=tester", "user=service", 1))
+	role := "service_of_" + opts.Table
+	exec("CREATE ROLE " + role + " LOGIN;\nREVOKE CREATE ON SCHEMA public FROM PUBLIC")
+	db := connect(t, "pgx", strings.Replace(s.dsn(), "user=tester", "user="+role, 1))
 	_, err := pgstore.Open(t.Context(), db, opts)
 	require.ErrorContains(t, err, "Options.Schema")
 
 	schema, err := opts.Schema()
 	require.NoError(t, err)
-	exec(schema + fmt.Sprintf(`GRANT SELECT, INSERT, UPDATE, DELETE ON %[1]s, %[1]s_letters TO service`, opts.Table))
+	exec(schema + fmt.Sprintf(`GRANT SELECT, INSERT, UPDATE, DELETE ON %[1]s, %[1]s_letters TO %[2]s`, opts.Table, role))
 	store, err := pgstore.Open(t.Context(), db, opts)
 	require.NoError(t, err)
 	version, swapped, err := store.CompareAndSwap(t.Context(), 0, claimed("a"))

@@ -36,7 +36,7 @@ type Page[T any] struct {
 func (p *Page[T]) UnmarshalJSON(data []byte) error {
 	var shape struct {
 		Items         []json.RawMessage `json:"items"`
-		HasMore       bool              `json:"has_more"`
+		HasMore       json.RawMessage   `json:"has_more"`
 		PaginationKey string            `json:"pagination_key"`
 		Total         *int              `json:"total"`
 	}
@@ -49,6 +49,9 @@ func (p *Page[T]) UnmarshalJSON(data []byte) error {
 	if err != nil || shape.Items == nil {
 		return errors.New("a page without items")
 	}
+	if p.HasMore, err = hasMore(shape.HasMore, shape.PaginationKey); err != nil {
+		return err
+	}
 	p.Items = make([]*T, 0, len(shape.Items))
 	for _, raw := range shape.Items {
 		item := new(T)
@@ -57,8 +60,21 @@ func (p *Page[T]) UnmarshalJSON(data []byte) error {
 		}
 		p.Items = append(p.Items, item)
 	}
-	p.HasMore, p.PaginationKey, p.Total = shape.HasMore, shape.PaginationKey, shape.Total
+	p.PaginationKey, p.Total = shape.PaginationKey, shape.Total
 	return nil
+}
+
+// hasMore is not lenient: a list that is taken for complete too early lacks things, and a look-up the call it is for. A page
+// that only names the next one has a next one.
+func hasMore(said json.RawMessage, next string) (bool, error) {
+	var more *bool
+	if len(said) > 0 && json.Unmarshal(said, &more) != nil {
+		return false, errors.New("a page that does not say whether there is more")
+	}
+	if more == nil {
+		return next != "", nil
+	}
+	return *more, nil
 }
 
 // List is the answer of an endpoint that returns everything at once, as a bare array.

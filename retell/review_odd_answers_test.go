@@ -1,0 +1,30 @@
+package retell
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Whoever walks a list must not take it for complete because "there is more" came as another type.
+func TestAListDoesNotEndWhereHasMoreIsNotATruthValue(t *testing.T) {
+	for _, more := range []string{`"true"`, `1`, `{}`} {
+		_, err := bare(t, answering(200, `{"items":[{"call_id":"a"}],"pagination_key":"p2","has_more":`+more+`}`, nil)).
+			Calls.ListPage(t.Context(), ListCallsParams{})
+		require.ErrorIs(t, err, ErrBadAnswer, more)
+	}
+}
+
+// A page that names the next one and does not say whether there is more has a next one.
+func TestAPageThatNamesTheNextHasMore(t *testing.T) {
+	for _, rest := range []string{``, `,"has_more":null`} {
+		rt, asked := pagesOf(`{"items":[{"call_id":"a"}],"pagination_key":"p2"`+rest+`}`, `{"items":[{"call_id":"b"}]}`)
+		var ids []string
+		for call, err := range bare(t, rt).Calls.List(t.Context(), ListCallsParams{}) {
+			require.NoError(t, err)
+			ids = append(ids, call.CallID)
+		}
+		require.Equal(t, []string{"a", "b"}, ids)
+		require.Len(t, *asked, 2)
+	}
+}

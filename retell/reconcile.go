@@ -145,8 +145,12 @@ func (r *reconciler) Find(ctx context.Context, rec resilience.Record) (resilienc
 		return ev, err
 	}
 	for _, call := range calls {
-		if found, ok := foundIn(call); ok {
+		found, ok := foundIn(call)
+		switch {
+		case ok:
 			ev.Calls = append(ev.Calls, found)
+		case !marked[rec.Operation].tasks: // it was made, whatever its id: not absent
+			return ev, errors.New("retell: list-calls: a call of the key has no id")
 		}
 	}
 	return ev, nil

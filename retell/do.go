@@ -250,14 +250,12 @@ func (a *answer) decode(out any) error {
 		*raw = a.body
 		return nil
 	}
-	empty, nothing := out.(*Empty)
-	if nothing {
+	if empty, ok := out.(*Empty); ok {
 		a.fill(empty.meta())
 		return nil
 	}
 	d, ours := out.(described)
-	nothing = ours && bytes.Equal(bytes.TrimSpace(a.body), []byte("null")) // which would decode as a thing without an id
-	if nothing || decodeLenient(a.body, out) != nil {
+	if ours && isNull(a.body) || decodeLenient(a.body, out) != nil {
 		return badAnswer(a.call, a.resp.StatusCode, a.body)
 	}
 	if ours {
@@ -265,6 +263,9 @@ func (a *answer) decode(out any) error {
 	}
 	return nil
 }
+
+// isNull: it would decode as a thing without an id.
+func isNull(data []byte) bool { return string(bytes.TrimSpace(data)) == "null" }
 
 // decodeLenient decodes what fits. A field of another type than expected costs that field, not the answer: after a call
 // was placed, its id must not be lost because a price became text.

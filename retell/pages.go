@@ -55,7 +55,7 @@ func (p *Page[T]) UnmarshalJSON(data []byte) error {
 	p.Items = make([]*T, 0, len(shape.Items))
 	for _, raw := range shape.Items {
 		item := new(T)
-		if decodeLenient(raw, item) != nil {
+		if isNull(raw) || decodeLenient(raw, item) != nil {
 			return errors.New("an item of the page is not of its kind")
 		}
 		p.Items = append(p.Items, item)

@@ -28,3 +28,11 @@ func TestAPageThatNamesTheNextHasMore(t *testing.T) {
 		require.Len(t, *asked, 2)
 	}
 }
+
+// null is no thing, in a list as alone.
+func TestAnItemThatIsNullIsNoItem(t *testing.T) {
+	_, err := bare(t, answering(200, `{"items":[{"call_id":"a"},null],"has_more":false}`, nil)).Calls.ListPage(t.Context(), ListCallsParams{})
+	require.ErrorIs(t, err, ErrBadAnswer)
+	_, err = bare(t, answering(200, `[null]`, nil)).Voices.List(t.Context())
+	require.ErrorIs(t, err, ErrBadAnswer)
+}

@@ -122,7 +122,7 @@ func (s *ICEServer) UnmarshalJSON(data []byte) error {
 		Username   string          `json:"username"`
 		Credential string          `json:"credential"`
 	}
-	if json.Unmarshal(data, &shape) != nil {
+	if decodeLenient(data, &shape) != nil {
 		return nil // as lenient as every answer
 	}
 	*s = ICEServer{Username: shape.Username, Credential: shape.Credential}

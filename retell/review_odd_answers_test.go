@@ -36,3 +36,11 @@ func TestAnItemThatIsNullIsNoItem(t *testing.T) {
 	_, err = bare(t, answering(200, `[null]`, nil)).Voices.List(t.Context())
 	require.ErrorIs(t, err, ErrBadAnswer)
 }
+
+// One field of another type costs that field, also inside a type that reads itself.
+func TestAnICEServerKeepsItsURLs(t *testing.T) {
+	access, err := bare(t, answering(200, `{"access_token":"t","ice_servers":[{"urls":"stun:a","username":7,"credential":"c"}]}`, nil)).
+		Calls.ListenLive(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, []ICEServer{{URLs: []string{"stun:a"}, Credential: "c"}}, access.ICEServers)
+}

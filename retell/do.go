@@ -104,7 +104,7 @@ func PathID(id string) string { return url.PathEscape(id) }
 // checkPath refuses a path that would reach something else than it says: "/delete-agent/" with its id lost, or dots that
 // somebody on the way resolves.
 func checkPath(path string) bool {
-	if !strings.HasPrefix(path, "/") || strings.Contains(path, "#") { // what follows it is never sent
+	if !strings.HasPrefix(path, "/") {
 		return false
 	}
 	for segment := range strings.SplitSeq(path[1:], "/") {
@@ -166,7 +166,7 @@ func (c *Client) newRequest(ctx context.Context, method, path string, in any, ac
 	if ctx == nil {
 		return nil, invalid(operation, "ctx", "is nil")
 	}
-	if !checkPath(plain) {
+	if !checkPath(plain) || strings.Contains(path, "#") { // what follows # is never sent
 		return nil, invalid(operation, "path", "needs a slash first, no segment that is empty or dots, and no #")
 	}
 	var body Body

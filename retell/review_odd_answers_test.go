@@ -44,3 +44,12 @@ func TestAnICEServerKeepsItsURLs(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []ICEServer{{URLs: []string{"stun:a"}, Credential: "c"}}, access.ICEServers)
 }
+
+// What follows # is never sent: without its version a delete reaches more than it says.
+func TestAPathWithAFragmentInItsQueryIsRefused(t *testing.T) {
+	var seen []sent
+	c := bare(t, answering(204, ``, &seen))
+	_, err := Do[Empty](t.Context(), c, "DELETE", "/delete-agent/a?x=1#&version=2", nil)
+	require.ErrorIs(t, err, ErrInvalid)
+	require.Empty(t, seen)
+}

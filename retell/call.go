@@ -180,6 +180,19 @@ type CallAnalysis struct {
 	CustomAnalysisData json.RawMessage `json:"custom_analysis_data,omitempty"`
 }
 
+// UnmarshalJSON leaves a truth value nil that is none: encoding/json would make it false.
+func (a *CallAnalysis) UnmarshalJSON(data []byte) error {
+	type plain CallAnalysis
+	shape := struct {
+		*plain
+		CallSuccessful optional[bool] `json:"call_successful"`
+		InVoicemail    optional[bool] `json:"in_voicemail"`
+	}{plain: (*plain)(a)}
+	_ = decodeLenient(data, &shape) // an error here would end the decoding of all that follows
+	a.CallSuccessful, a.InVoicemail = shape.CallSuccessful.value, shape.InVoicemail.value
+	return nil
+}
+
 // Sentiment of the user.
 type Sentiment string
 

@@ -58,6 +58,18 @@ type ChatAnalysis struct {
 	CustomAnalysisData json.RawMessage `json:"custom_analysis_data,omitempty"`
 }
 
+// UnmarshalJSON leaves a truth value nil that is none: encoding/json would make it false.
+func (a *ChatAnalysis) UnmarshalJSON(data []byte) error {
+	type plain ChatAnalysis
+	shape := struct {
+		*plain
+		ChatSuccessful optional[bool] `json:"chat_successful"`
+	}{plain: (*plain)(a)}
+	_ = decodeLenient(data, &shape) // an error here would end the decoding of all that follows
+	a.ChatSuccessful = shape.ChatSuccessful.value
+	return nil
+}
+
 // CreateChatParams say with which agent to chat. A zero field is not sent.
 type CreateChatParams struct {
 	AgentID                   string       `json:"agent_id"` // required

@@ -38,7 +38,7 @@ func (p *Page[T]) UnmarshalJSON(data []byte) error {
 		Items         []json.RawMessage `json:"items"`
 		HasMore       json.RawMessage   `json:"has_more"`
 		PaginationKey string            `json:"pagination_key"`
-		Total         *int              `json:"total"`
+		Total         optional[int]     `json:"total"`
 	}
 	var err error
 	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("[")) {
@@ -60,7 +60,7 @@ func (p *Page[T]) UnmarshalJSON(data []byte) error {
 		}
 		p.Items = append(p.Items, item)
 	}
-	p.PaginationKey, p.Total = shape.PaginationKey, shape.Total
+	p.PaginationKey, p.Total = shape.PaginationKey, shape.Total.value
 	return nil
 }
 

@@ -53,3 +53,28 @@ func TestAPathWithAFragmentInItsQueryIsRefused(t *testing.T) {
 	require.ErrorIs(t, err, ErrInvalid)
 	require.Empty(t, seen)
 }
+
+// What does not fit is not known: it must not read as a call that failed, or as a list of nothing.
+func TestATruthValueThatDoesNotFitIsNil(t *testing.T) {
+	call, err := bare(t, answering(200, `{"call_id":"a","call_analysis":{"call_summary":"s","call_successful":"true","in_voicemail":1,"user_sentiment":"Angry"}}`, nil)).
+		Calls.Get(t.Context(), "a")
+	require.NoError(t, err)
+	require.Nil(t, call.CallAnalysis.CallSuccessful)
+	require.Nil(t, call.CallAnalysis.InVoicemail)
+	require.Equal(t, "s", call.CallAnalysis.CallSummary)
+	require.Equal(t, Sentiment("Angry"), call.CallAnalysis.UserSentiment)
+	chat, err := bare(t, answering(200, `{"chat_id":"a","chat_analysis":{"chat_successful":"true","chat_summary":"s"}}`, nil)).Chats.Get(t.Context(), "a")
+	require.NoError(t, err)
+	require.Nil(t, chat.ChatAnalysis.ChatSuccessful)
+	require.Equal(t, "s", chat.ChatAnalysis.ChatSummary)
+	page, err := bare(t, answering(200, `{"items":[],"has_more":false,"total":"5"}`, nil)).Calls.ListPage(t.Context(), ListCallsParams{})
+	require.NoError(t, err)
+	require.Nil(t, page.Total)
+	for _, analysis := range []string{`"later"`, `[]`, `null`} {
+		call, err = bare(t, answering(200, `{"call_analysis":`+analysis+`,"call_id":"a"}`, nil)).Calls.Get(t.Context(), "a")
+		require.NoError(t, err, analysis)
+		require.Equal(t, "a", call.CallID)
+		_, err = bare(t, answering(200, `{"chat_analysis":`+analysis+`,"chat_id":"a"}`, nil)).Chats.Get(t.Context(), "a")
+		require.NoError(t, err, analysis)
+	}
+}

@@ -185,6 +185,16 @@ func (m *Millis) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// optional is nil unless there is a value of its type.
+type optional[T any] struct{ value *T }
+
+func (o *optional[T]) UnmarshalJSON(data []byte) error {
+	if json.Unmarshal(data, &o.value) != nil {
+		o.value = nil // not known, which is not the same as zero
+	}
+	return nil
+}
+
 // integerOf reads a JSON number, dropping a fraction.
 func integerOf(data []byte) (int64, bool) {
 	if n, err := strconv.ParseInt(string(data), 10, 64); err == nil {

@@ -76,7 +76,8 @@ type Body struct {
 //	agent, err := retell.Do[retell.Agent](ctx, client, "PATCH", "/update-agent/"+retell.PathID(id), settings)
 //
 // The errors are those of every method of the client: an [*Error] for an answer outside 2xx, else an error of the layers or
-// the transport, for resilience.NotSent and resilience.InDoubt. None holds a URL, a body or a credential.
+// the transport, for resilience.NotSent and resilience.InDoubt. None holds a URL, a body or a credential, but for what the
+// transport says itself: net/http quotes a line of an answer that is not HTTP.
 func Do[T any](ctx context.Context, c *Client, method, path string, in any, opts ...CallOption) (*T, error) {
 	a, err := c.send(ctx, method, path, in, wants[T](), opts)
 	if err != nil {

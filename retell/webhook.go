@@ -41,6 +41,7 @@ func VerifyWebhook(body []byte, apiKey, signature string) error {
 // verify returns when the webhook was signed.
 func verify(body []byte, apiKey, signature string, now time.Time) (time.Time, error) {
 	stamp, digest, ok := parseSignature(signature)
+	apiKey = strings.TrimSpace(apiKey) // as New does
 	if !ok || apiKey == "" {
 		return time.Time{}, ErrBadSignature
 	}

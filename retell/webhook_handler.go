@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -54,7 +55,7 @@ func (c WebhookConfig) withDefaults() WebhookConfig {
 // It answers 204, or 401 for a bad signature, 400 or 413 for a body that cannot be used, 405 for another method than POST,
 // and 500 when Handle failed. It panics when APIKey or Handle is missing: at the start of the program, not at the first call.
 func WebhookHandler(cfg WebhookConfig) http.Handler {
-	if cfg.APIKey == "" || cfg.Handle == nil {
+	if strings.TrimSpace(cfg.APIKey) == "" || cfg.Handle == nil {
 		panic("retell: WebhookConfig needs APIKey and Handle")
 	}
 	cfg = cfg.withDefaults()
